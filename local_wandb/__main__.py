@@ -1,0 +1,115 @@
+"""python -m local_wandb [--port PORT] [--data DIR] [--host HOST]
+
+Serves W&B's protocol from one directory and prints the two variables to export. The key is WANDB_API_KEY where that is
+set, else one that is made once and kept in the directory. Ctrl-C ends it.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from local_wandb.app import application
+from local_wandb.store import Store
+
+LOOPBACK = "127.0.0.1"
+
+
+def main() -> None:
+    """Starts the server, or ends with one line and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m local_wandb", description="A W&B-protocol server for one machine.")
+    parser.add_argument(
+        "--data", type=Path, default=Path("outputs/local_wandb"), help="directory (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, help="default: the one used last with this directory, else a free one")
+    parser.add_argument("--host", help="address to listen on; not loopback: WANDB_API_KEY must be set")
+    options = parser.parse_args()
+    try:
+        serve(options.data, options.port, options.host)
+    except (ValueError, OSError) as error:
+        print(f"local_wandb: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def serve(data: Path, port: int | None, host: str | None) -> None:
+    """Serves until interrupted. Raises ValueError or OSError where it cannot start."""
+    environment_key = os.environ.get("WANDB_API_KEY")
+    if host is not None and not environment_key:
+        raise ValueError(f"--host {host} opens the server to others: set WANDB_API_KEY to a key of your own first")
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _locked(data):
+        key = environment_key or _kept_key(data)
+        if not re.fullmatch(r"[\w-]{40,}", key):
+            raise ValueError("WANDB_API_KEY must be 40 or more letters, digits, _ or -")
+        app = application(Store(data), key)
+        listener = _listen(data, port, host or LOOPBACK)
+        # The listener takes requests from here on; they wait for the loop that answers them.
+        print(f"export WANDB_BASE_URL=http://{_address(host)}:{listener.getsockname()[1]}")
+        print(f"export WANDB_API_KEY={key}", flush=True)
+        logging.basicConfig(format="local_wandb: %(message)s", level=logging.WARNING)
+        # Keep-alive longer than the client's pause between two requests: a closed connection costs it a retry.
+        config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=90)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _locked(data: Path):
+    with open(data / "lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(f"{data} is already served by process {lock.read()}") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _kept_key(data: Path) -> str:
+    path = data / "key"
+    with (
+        contextlib.suppress(FileExistsError),
+        open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f,
+    ):
+        f.write(f"local-{secrets.token_hex(20)}")
+    return path.read_text()
+
+
+def _listen(data: Path, port: int | None, host: str) -> socket.socket:
+    """Listens on the wanted port, else on the last one, so that clients find a restarted server again."""
+    memory = data / "port"
+    last = int(memory.read_text()) if port is None and memory.exists() else 0
+    for candidate in [port] if port is not None else [last, 0]:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+        except OSError as error:
+            listener.close()
+            if candidate == last and port is None:
+                continue
+            raise OSError(f"cannot listen on {host}:{candidate}: {error.strerror}") from error
+        listener.listen(128)
+        memory.write_text(str(listener.getsockname()[1]))
+        return listener
+    raise OSError(f"no free port on {host}")
+
+
+def _address(host: str | None) -> str:
+    host = {None: LOOPBACK, "0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+if __name__ == "__main__":
+    main()

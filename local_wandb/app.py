@@ -1,0 +1,177 @@
+"""The routes: GraphQL, file streams, files, and the page. All ask for the key or a signature made with it."""
+
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import mimetypes
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from local_wandb import graphql
+from local_wandb.store import Store
+
+MAX_BODY = 64 * 2**20  # bytes of one JSON request; the client's own limit for a file-stream chunk is 10 MB
+MAX_FILE = 8 * 2**30  # bytes of one uploaded file
+URL_LIFE = 24 * 3600  # s that a file's address stays valid: longer than any retry of the client
+
+log = logging.getLogger("local_wandb")
+
+
+def application(store: Store, key: str) -> Starlette:
+    """The ASGI application over a data directory, for clients that hold this key."""
+    app = Starlette(
+        routes=ROUTES, exception_handlers={HTTPException: _http_error, ValueError: _bad_request, Exception: _bug}
+    )
+    app.state.store, app.state.key = store, key
+    return app
+
+
+def _authenticate(request: Request) -> None:
+    """HTTP Basic, any user, the key as password; compared in constant time."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    try:
+        _, _, password = base64.b64decode(credentials if scheme.lower() == "basic" else "").partition(b":")
+    except ValueError:
+        password = b""
+    if not hmac.compare_digest(password, request.app.state.key.encode()):
+        raise HTTPException(401, "wrong or missing API key", {"WWW-Authenticate": 'Basic realm="local_wandb"'})
+
+
+def _sign(key: str, *parts: object) -> str:
+    return hmac.new(key.encode(), "\n".join(map(str, parts)).encode(), hashlib.sha256).hexdigest()
+
+
+def _context(request: Request) -> graphql.Context:
+    key, base = request.app.state.key, str(request.base_url).rstrip("/")
+
+    def file_url(file: dict, method: str) -> str:
+        expires = int(time.time()) + URL_LIFE
+        name = quote(Path(file["name"]).name)
+        return (
+            f"{base}/storage/{file['id']}/{name}?expires={expires}&{method}={_sign(key, method, file['id'], expires)}"
+        )
+
+    return graphql.Context(request.app.state.store, file_url)
+
+
+async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The request's body; 413 before more than `limit` bytes are taken."""
+    declared, taken = request.headers.get("content-length", "0"), 0
+    if not declared.isdigit() or int(declared) > limit:
+        raise HTTPException(413, f"{declared} bytes are more than the {limit} this server takes at once")
+    async for chunk in request.stream():
+        taken += len(chunk)
+        if taken > limit:
+            raise HTTPException(413, f"more than the {limit} bytes this server takes at once")
+        yield chunk
+
+
+async def _json(request: Request) -> dict:
+    body = json.loads(b"".join([chunk async for chunk in _chunks(request, MAX_BODY)]) or b"{}")
+    if not isinstance(body, dict):
+        raise HTTPException(400, "the body must be a JSON object")
+    return body
+
+
+async def _graphql(request: Request) -> Response:
+    _authenticate(request)
+    body = await _json(request)
+    result = await run_in_threadpool(graphql.answer, _context(request), body)
+    for error in result.errors or ():
+        log.warning("graphql: %s", error.message)
+    gone = any(isinstance(error.original_error, graphql.SweepGone) for error in result.errors or ())
+    # Not 5xx, and not 400 either: the client repeats the one for minutes and hides the message of the other.
+    return JSONResponse(result.formatted, 404 if gone else 200)
+
+
+async def _file_stream(request: Request) -> Response:
+    _authenticate(request)
+    body, where, store = await _json(request), request.path_params, request.app.state.store
+
+    def write() -> dict:
+        project = store.get("projects", entityName=where["entity"], name=where["project"])
+        run = project and store.get("runs", project=project["id"], name=where["run"])
+        if not run:
+            raise HTTPException(404, f"run {where['entity']}/{where['project']}/{where['run']} does not exist")
+        return graphql.stream(_context(request), run, body)
+
+    return JSONResponse(await run_in_threadpool(write))
+
+
+def _signed_file(request: Request, method: str) -> dict:
+    """The file row of a signed address, for this method only."""
+    number, expires = request.path_params["file"], request.query_params.get("expires", "")
+    signature = request.query_params.get(method, "")
+    if not hmac.compare_digest(signature.encode(), _sign(request.app.state.key, method, number, expires).encode()):
+        raise HTTPException(403, "this address is not signed for that")
+    if int(expires) < time.time():
+        raise HTTPException(403, "this address has expired")
+    file = request.app.state.store.get("files", id=number)
+    if file is None:
+        raise HTTPException(404, f"file {number} does not exist")
+    return file
+
+
+async def _upload(request: Request) -> Response:
+    file, store = _signed_file(request, "PUT"), request.app.state.store
+    blob, digest = store.new_blob(), hashlib.md5(usedforsecurity=False)
+    # O_EXCL: nobody's file or link is ever written through.
+    with os.fdopen(os.open(blob, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        try:
+            async for chunk in _chunks(request, MAX_FILE):
+                digest.update(chunk)
+                out.write(chunk)
+        except BaseException:
+            blob.unlink()
+            raise
+    md5 = base64.b64encode(digest.digest()).decode()
+    await run_in_threadpool(store.keep, file["id"], blob, md5)
+    return Response(status_code=200, headers={"ETag": f'"{digest.hexdigest()}"'})
+
+
+async def _download(request: Request) -> Response:
+    file = _signed_file(request, "GET")
+    if not file["blob"]:
+        raise HTTPException(404, f"{file['name']} has not been uploaded")
+    kind = mimetypes.guess_type(file["name"])[0] or "application/octet-stream"
+    # An uploaded HTML file must not run as a page of this server: it is always a download.
+    headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
+    return FileResponse(request.app.state.store.blobs / file["blob"], media_type=kind, headers=headers)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    detail = error.detail
+    if error.status_code in (404, 405) and detail in ("Not Found", "Method Not Allowed"):
+        detail = f"local_wandb does not know {request.method} {request.url.path}"
+    log.warning("%s %s: %s %s", request.method, request.url.path, error.status_code, detail)
+    return JSONResponse({"errors": [{"message": detail}]}, error.status_code, error.headers)
+
+
+async def _bad_request(request: Request, error: ValueError) -> Response:
+    return await _http_error(request, HTTPException(400, f"{type(error).__name__}: {error}"))
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    # 501 and not 500: the client would repeat a 500 for many minutes. The traceback is in the log.
+    log.error("%s %s", request.method, request.url.path, exc_info=error)
+    return JSONResponse({"errors": [{"message": f"local_wandb failed: {type(error).__name__}: {error}"}]}, 501)
+
+
+ROUTES = [
+    Route("/graphql", _graphql, methods=["POST"]),
+    Route("/files/{entity}/{project}/{run}/file_stream", _file_stream, methods=["POST"]),
+    Route("/storage/{file:int}/{name}", _upload, methods=["PUT"]),
+    Route("/storage/{file:int}/{name}", _download, methods=["GET"]),
+]

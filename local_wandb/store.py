@@ -1,0 +1,228 @@
+"""Everything the server remembers: one SQLite database and a folder of blobs. The only module that speaks SQL."""
+
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Columns carry the names of the GraphQL fields, so a row answers a query without mapping.
+# Ids are never used twice (AUTOINCREMENT): they stand in signed URLs.
+SCHEMA = """
+CREATE TABLE projects (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, entityName TEXT NOT NULL, name TEXT NOT NULL, description TEXT,
+  createdAt REAL NOT NULL, UNIQUE (entityName, name));
+CREATE TABLE sweeps (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+  name TEXT NOT NULL, displayName TEXT, description TEXT, config TEXT NOT NULL, state TEXT NOT NULL,
+  controller TEXT, scheduler TEXT, createdAt REAL NOT NULL, updatedAt REAL NOT NULL, heartbeatAt REAL,
+  UNIQUE (project, name));
+CREATE TABLE agents (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, sweep INTEGER NOT NULL REFERENCES sweeps ON DELETE CASCADE,
+  name TEXT NOT NULL, host TEXT NOT NULL, createdAt REAL NOT NULL, heartbeatAt REAL NOT NULL);
+CREATE TABLE runs (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+  name TEXT NOT NULL, displayName TEXT, description TEXT, notes TEXT, "group" TEXT, jobType TEXT, tags TEXT,
+  host TEXT, program TEXT, repo TEXT, "commit" TEXT, config TEXT, summaryMetrics TEXT, systemMetrics TEXT,
+  state TEXT NOT NULL, exitcode INTEGER, shouldStop INTEGER NOT NULL DEFAULT 0,
+  sweep INTEGER REFERENCES sweeps ON DELETE SET NULL, sweepName TEXT,
+  agent INTEGER REFERENCES agents ON DELETE SET NULL, args TEXT, seen INTEGER NOT NULL DEFAULT 0,
+  historyKeys TEXT, historyLineCount INTEGER NOT NULL DEFAULT 0,
+  createdAt REAL NOT NULL, heartbeatAt REAL NOT NULL, UNIQUE (project, name));
+CREATE INDEX runs_of_a_sweep ON runs (sweep);
+CREATE TABLE history (
+  run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE, step INTEGER NOT NULL, line TEXT NOT NULL,
+  PRIMARY KEY (run, step)) WITHOUT ROWID;
+CREATE TABLE lines (
+  run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE, stream TEXT NOT NULL, number INTEGER NOT NULL,
+  line TEXT NOT NULL, PRIMARY KEY (run, stream, number)) WITHOUT ROWID;
+CREATE TABLE files (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER REFERENCES runs ON DELETE CASCADE, name TEXT NOT NULL,
+  blob TEXT, sizeBytes INTEGER NOT NULL DEFAULT 0, md5 TEXT, updatedAt REAL NOT NULL, UNIQUE (run, name));
+"""
+VERSION = 1
+
+
+class Store:
+    """The data directory. Reads run in parallel, writes one after the other; every write is a transaction.
+
+    A commit is a write() to the WAL, so it outlives a killed process (synchronous=NORMAL); after a power cut the last
+    moments may be missing, the database is whole.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.blobs = directory / "blobs"
+        self.blobs.mkdir(parents=True, exist_ok=True)
+        self.started = time.time()
+        self._writing = threading.RLock()
+        self._local = threading.local()
+        with self.write() as db:
+            version = db.execute("PRAGMA user_version").fetchone()["user_version"]
+            if version == 0:
+                for statement in SCHEMA.split(";\n"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {VERSION}")
+            elif version != VERSION:
+                raise ValueError(f"{directory} was written by another version ({version}; this one writes {VERSION})")
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if not hasattr(self._local, "db"):
+            db = sqlite3.connect(self.directory / "local_wandb.sqlite", isolation_level=None, timeout=60)
+            db.row_factory = lambda cursor, row: dict(zip([c[0] for c in cursor.description], row, strict=True))
+            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+                db.execute(f"PRAGMA {pragma}")
+            self._local.db = db
+        return self._local.db
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; nested calls join the outer one. An exception undoes all of it."""
+        db = self._db
+        with self._writing:
+            if db.in_transaction:
+                yield db
+                return
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    # Rows by column values. Table and column names come from this package's code, never from a request.
+
+    def find(self, table: str, order: str = "id", **where) -> list[dict]:
+        """The rows whose columns have these values, oldest first."""
+        condition = " AND ".join(f'"{column}" IS ?' for column in where) or "1"
+        return self._db.execute(
+            f'SELECT * FROM {table} WHERE {condition} ORDER BY "{order}"', list(where.values())
+        ).fetchall()
+
+    def get(self, table: str, **where) -> dict | None:
+        """The one row, or None."""
+        rows = self.find(table, **where)
+        return rows[0] if rows else None
+
+    def count(self, table: str, **where) -> int:
+        """How many rows."""
+        condition = " AND ".join(f'"{column}" IS ?' for column in where) or "1"
+        return self._db.execute(
+            f"SELECT count(*) AS n FROM {table} WHERE {condition}", list(where.values())
+        ).fetchone()["n"]
+
+    def insert(self, table: str, **values) -> dict:
+        """The new row."""
+        columns = ", ".join(f'"{column}"' for column in values)
+        with self.write() as db:
+            return db.execute(
+                f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(values))}) RETURNING *",
+                list(values.values()),
+            ).fetchall()[0]
+
+    def update(self, table: str, id: int, **values) -> dict:
+        """The row after the change."""
+        changes = ", ".join(f'"{column}" = ?' for column in values)
+        with self.write() as db:
+            return db.execute(
+                f"UPDATE {table} SET {changes} WHERE id = ? RETURNING *", [*values.values(), id]
+            ).fetchall()[0]
+
+    def delete(self, table: str, id: int) -> None:
+        """Removes the row and what belongs to it; its blobs too."""
+        with self.write() as db:
+            blobs = []
+            if table in ("runs", "files"):
+                column = "run" if table == "runs" else "id"
+                blobs = [r["blob"] for r in db.execute(f"SELECT blob FROM files WHERE {column} = ?", [id])]
+            db.execute(f"DELETE FROM {table} WHERE id = ?", [id])
+        self._drop(blobs)
+
+    # The three streams of a run. A retried chunk writes the same rows again, so it changes nothing.
+
+    def append_history(self, run: dict, offset: int, lines: list[str]) -> None:
+        """History rows, one per _step (the last one wins); keeps the run's key table and row count."""
+        rows, latest = [], {}
+        for number, line in enumerate(lines, offset):
+            row = json.loads(line)
+            rows.append((run["id"], int(row.get("_step", number)), line))
+            latest.update(row)
+        if not rows:
+            return
+        low, high = min(r[1] for r in rows), max(r[1] for r in rows)
+        between = "SELECT count(*) AS n FROM history WHERE run = ? AND step BETWEEN ? AND ?"
+        with self.write() as db:
+            before = db.execute(between, [run["id"], low, high]).fetchone()["n"]
+            db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", rows)
+            new = db.execute(between, [run["id"], low, high]).fetchone()["n"] - before
+            known = db.execute("SELECT historyKeys FROM runs WHERE id = ?", [run["id"]]).fetchone()["historyKeys"]
+            keys = json.loads(known) if known else {"keys": {}, "sets": [], "lastStep": -1}
+            for key, value in _flat(latest):
+                kind = {str: "string", bool: "boolean", type(None): "nil"}.get(type(value), "number")
+                keys["keys"][key] = {"typeCounts": [{"type": kind, "count": 1}], "previousValue": value}
+            keys["lastStep"] = max(keys["lastStep"], high)
+            db.execute(
+                "UPDATE runs SET historyKeys = ?, historyLineCount = historyLineCount + ? WHERE id = ?",
+                [json.dumps(keys), new, run["id"]],
+            )
+
+    def append_lines(self, run: dict, stream: str, offset: int, lines: list[str]) -> None:
+        """Lines of another stream (system metrics, console), each at its number."""
+        with self.write() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO lines VALUES (?, ?, ?, ?)",
+                [(run["id"], stream, number, line) for number, line in enumerate(lines, offset)],
+            )
+
+    def history(self, run: int, low: int = 0, high: int = 2**62) -> list[str]:
+        """The JSON lines with low <= _step < high, in order of step."""
+        cursor = self._db.execute(
+            "SELECT line FROM history WHERE run = ? AND step >= ? AND step < ? ORDER BY step", [run, low, high]
+        )
+        return [row["line"] for row in cursor]
+
+    def lines(self, run: int, stream: str, low: int = 0, high: int = 2**62) -> list[tuple[int, str]]:
+        """(number, line) of a stream, low <= number < high."""
+        cursor = self._db.execute(
+            "SELECT number, line FROM lines WHERE run = ? AND stream = ? AND number BETWEEN ? AND ? ORDER BY number",
+            [run, stream, low, high - 1],
+        )
+        return [(row["number"], row["line"]) for row in cursor]
+
+    def line_count(self, run: int, stream: str) -> int:
+        """One more than the last line's number."""
+        row = self._db.execute(
+            "SELECT max(number) AS n FROM lines WHERE run = ? AND stream = ?", [run, stream]
+        ).fetchone()
+        return 0 if row["n"] is None else row["n"] + 1
+
+    # Files. A blob's name on disk is random: a file's own name is only ever a value in the database.
+
+    def new_blob(self) -> Path:
+        """A path nothing else has, to be written and then passed to keep()."""
+        return self.blobs / secrets.token_hex(16)
+
+    def keep(self, file: int, blob: Path, md5: str) -> None:
+        """Makes the blob the content of the file; what it had before goes."""
+        with self.write() as db:
+            old = db.execute("SELECT blob FROM files WHERE id = ?", [file]).fetchall()
+            self.update("files", file, blob=blob.name, sizeBytes=blob.stat().st_size, md5=md5, updatedAt=time.time())
+        self._drop(row["blob"] for row in old)
+
+    def _drop(self, blobs: Iterable[str | None]) -> None:
+        for blob in blobs:
+            if blob:
+                (self.blobs / blob).unlink(missing_ok=True)
+
+
+def _flat(row: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in row.items():
+        if isinstance(value, dict) and "_type" not in value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

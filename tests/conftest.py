@@ -1,0 +1,70 @@
+"""One local_wandb for all tests: the real client against it is the test double, never a mock of wandb."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Server:
+    """A local_wandb in a process of its own, and the environment of a client that talks to it."""
+
+    data: Path
+    process: subprocess.Popen
+    url: str
+    key: str
+    env: dict[str, str]
+
+    def run(
+        self, *command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 120
+    ):
+        """Runs a client command to its end, e.g. run("wandb", "sweep", file); its output is text."""
+        return subprocess.run(
+            command, cwd=cwd or self.data, env=self.env | (env or {}), capture_output=True, text=True, timeout=timeout
+        )
+
+    def stop(self) -> None:
+        """Ends it as Ctrl-C would."""
+        self.process.terminate()
+        self.process.wait(20)
+
+
+def start(data: Path, *options: str, env: dict[str, str] | None = None) -> Server:
+    """A local_wandb on a free port; its data, log and its clients' files lie in `data`."""
+    data.mkdir(parents=True, exist_ok=True)
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | (env or {})
+    with open(data / "server.log", "a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "local_wandb", "--data", str(data), *options],
+            cwd=ROOT, env=plain, stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+    exports = dict(process.stdout.readline().removeprefix("export ").strip().partition("=")[::2] for _ in range(2))
+    assert exports.get("WANDB_BASE_URL"), (data / "server.log").read_text()
+    client = plain | exports
+    client |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{plain['PATH']}",
+        "WANDB_ENTITY": "local",
+        "WANDB_PROJECT": "test",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "2",
+        "WANDB_SILENT": "false",
+    }
+    for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"):
+        folder = data / "client" / variable.lower()
+        folder.mkdir(parents=True, exist_ok=True)
+        client[variable] = str(folder)
+    return Server(data, process, exports["WANDB_BASE_URL"], exports["WANDB_API_KEY"], client)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The server that tests share: use a project of your own (WANDB_PROJECT) where others could disturb you."""
+    server = start(tmp_path_factory.mktemp("local_wandb"))
+    yield server
+    server.stop()
