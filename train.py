@@ -1,0 +1,441 @@
+"""One QLoRA run at one configuration:
+
+    python train.py --config recipes/starter.yaml --learning_rate 2.0e-4
+
+The recipe holds what is fixed, `sweep.yaml` what varies; every key of both is a flag of the same name (TRL's
+SFTConfig, ModelConfig and ScriptArguments, with the changes marked below). The run is logged to Weights & Biases
+under the column names of Hugging Face's callback, and its adapter is saved to outputs/adapters/RUN_ID.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+import wandb
+import yaml
+from accelerate import PartialState
+from datasets import Dataset, load_dataset
+from peft.tuners.lora import LoraLayer
+from transformers import AutoConfig, EvalPrediction, TrainerCallback
+from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
+
+ROW_FORMATS = ({"messages"}, {"prompt", "completion"}, {"text"})
+GENERATED_EXAMPLES, GENERATED_TOKENS = 5, 48
+
+
+class InputError(Exception):
+    """Something the user wrote is wrong; the message names it and says what would be right."""
+
+
+@dataclass
+class DataConfig(ScriptArguments):
+    """TRL's ScriptArguments; a split may be a slice, such as train[-400:], and dataset_name a JSONL file."""
+
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
+
+
+@dataclass
+class BaseConfig(ModelConfig):
+    """TRL's ModelConfig with QLoRA's defaults (arXiv 2305.14314): NF4, double quantisation, all linear layers."""
+
+    dtype: str | None = field(default=None, metadata={"help": "Compute dtype; default bfloat16 on a GPU that has it."})
+    use_peft: bool = True
+    load_in_4bit: bool = True
+    use_bnb_nested_quant: bool = True
+    lora_target_modules: list[str] | None = field(default_factory=lambda: ["all-linear"])
+    lora_dropout: float = 0.0  # dropout noise would blur the comparison between learning rates
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dtype is None:
+            self.dtype = "bfloat16" if gpu_has_bfloat16() else "float32"
+
+
+@dataclass
+class TrainConfig(SFTConfig):
+    """TRL's SFTConfig with the defaults that a study of learning rates needs."""
+
+    output_dir: str = field(default="outputs/adapters", metadata={"help": "The adapter goes to OUTPUT_DIR/RUN_ID."})
+    report_to: str = "wandb"
+    logging_steps: int = 1  # an instability can be over within a few steps
+    logging_nan_inf_filter: bool = False  # the filter replaces a NaN loss by the running mean, and hides divergence
+    eval_on_start: bool = True  # B = 0, so step 0 is the base model: equal for all rates, and the yardstick for harm
+    eval_strategy: str = "no"  # the steps of `evaluation_steps` instead: dense early, where the rates part
+    save_strategy: str = "no"
+    # "constant" ignores warm-up without a word; decay would show the schedule along with the rate.
+    lr_scheduler_type: str = "constant_with_warmup"
+    warmup_steps: float = 0.03
+    adapter_dtype: str = field(
+        default="float32",
+        metadata={
+            "choices": ["float32", "bfloat16"],
+            # TRL stores QLoRA adapters in bfloat16. Its 8 bits of mantissa round small updates away: at 1e-5 most of
+            # A never moves, which looks like a rate that is too low.
+            "help": "Storage of the adapter weights; bfloat16 reproduces TRL's own choice.",
+        },
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = gpu_has_bfloat16()
+        elif self.bf16 and not torch.cuda.is_available():
+            raise InputError("bf16: true needs a GPU, and none is visible; recipes/starter.yaml runs on a CPU")
+        if self.packing or self.padding_free:
+            raise InputError("packing and padding_free: use false, the paired statistics need one row per example")
+        super().__post_init__()
+
+
+def gpu_has_bfloat16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
+    """Recipe and flags to configurations; InputError names a key that TRL does not know."""
+    parser = TrlParser((DataConfig, TrainConfig, BaseConfig), allow_abbrev=False, prog="train.py")
+    known = {action.dest for action in parser._actions}
+    used = [argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")]
+    if "--config" in arguments[:-1]:
+        recipe = Path(arguments[arguments.index("--config") + 1])
+        try:
+            content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"--config {recipe}: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"--config {recipe}: expected `key: value` lines, one per setting")
+        if "env" in content:
+            raise InputError(f"--config {recipe}: remove the block env, which would set environment variables")
+        used += content
+    for key in used:
+        if key not in known | {"config"}:
+            near = difflib.get_close_matches(key, known, 1)
+            raise InputError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    data, training, base = parser.parse_args_and_config(arguments)
+    if not base.model_name_or_path or not data.dataset_name:
+        raise InputError("model_name_or_path and dataset_name are needed; a recipe sets them: --config RECIPE")
+    return data, training, base
+
+
+def load_split(data: DataConfig, split: str) -> Dataset:
+    """One split of a Hub data set, a local directory or a JSONL file; InputError if it is missing or unfit."""
+    local_file = Path(data.dataset_name).is_file()
+    try:
+        if local_file:
+            dataset = load_dataset("json", data_files=data.dataset_name, split=split)
+        else:
+            revision = data.dataset_revision
+            dataset = load_dataset(data.dataset_name, data.dataset_config, split=split, revision=revision)
+    except Exception as error:  # datasets raises a dozen types; each says in its first line what it missed
+        hint = "give a local directory, a JSONL file or the name of a Hub data set"
+        if Path(data.dataset_name) == Path("starter/data"):
+            hint = "make it: python -m starter.docstrings"
+        raise InputError(f"dataset_name {data.dataset_name!r}: {first_line(error)}; {hint}") from error
+    if not any(columns <= set(dataset.column_names) for columns in ROW_FORMATS):
+        found = ", ".join(dataset.column_names)
+        raise InputError(
+            f"dataset_name {data.dataset_name!r} has columns {found}; TRL needs messages, prompt + completion, or text"
+        )
+    if len(dataset) == 0:
+        raise InputError(f"dataset_name {data.dataset_name!r}: split {split!r} is empty; choose another slice")
+    return dataset
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def check_model(base: BaseConfig) -> None:
+    """Raise InputError unless the model's configuration can be read."""
+    try:
+        AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+    except (OSError, ValueError) as error:
+        hint = "give a local directory or a Hub name (and a network)"
+        raise InputError(f"model_name_or_path {base.model_name_or_path!r}: {first_line(error)}; {hint}") from error
+
+
+def fingerprint(*datasets: Dataset) -> str:
+    """The first 16 hex digits of the SHA-256 of all rows."""
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        for row in dataset:
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def swept_values(training: TrainConfig) -> dict:
+    """What the sweep varies, as W&B's agent wrote it down; for a run alone its learning rate."""
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if not path:
+        return {"learning_rate": training.learning_rate}
+    written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    values = {key: entry["value"] for key, entry in written.items() if not key.startswith("wandb_")}
+    for key, value in values.items():
+        if isinstance(value, str) and isinstance(getattr(training, key, None), float):
+            raise InputError(f"sweep.yaml: {key}: {value} is a string to YAML; write {float(value):.1e}")
+    return values
+
+
+def evaluation_steps(max_steps: int) -> set[int]:
+    """0, 1, 2, 4 and 8 % of the run, where the rates part, then every 5 %, and the end."""
+    shares = (0.01, 0.02, 0.04, 0.08, *(0.05 * k for k in range(2, 20)))
+    return {0, max_steps} | {max(1, round(share * max_steps)) for share in shares}
+
+
+def json_number(value: float) -> float | str:
+    """A float, or what W&B's API writes for one that JSON lacks: "NaN", "Infinity", "-Infinity"."""
+    return (
+        round(value, 5)
+        if math.isfinite(value)
+        else "NaN"
+        if math.isnan(value)
+        else f"{value}".replace("inf", "Infinity")
+    )
+
+
+class Trainer(SFTTrainer):
+    """TRL's SFTTrainer, unchanged in how it trains, that measures more in each evaluation.
+
+    eval/loss is the mean over all answer tokens; Hugging Face's would be the mean of the batches' means.
+    """
+
+    def __init__(self, base: BaseConfig, training: TrainConfig, train: Dataset, test: Dataset):
+        training.model_init_kwargs = {
+            "revision": base.model_revision,
+            "attn_implementation": base.attn_implementation,
+            "dtype": base.dtype,
+            "use_safetensors": True,
+            **(training.model_init_kwargs or {}),
+        }
+        super().__init__(
+            model=base.model_name_or_path,
+            args=training,
+            train_dataset=train,
+            eval_dataset=test,
+            compute_metrics=self.evaluation_metrics,
+            quantization_config=get_quantization_config(base),
+            peft_config=get_peft_config(base),
+        )
+        for module in self.model.modules():
+            if isinstance(module, bnb.nn.Linear4bit):
+                # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation and its backward
+                # pass then misreads them: gradient norms halve without an error.
+                module.support_avx512bf16_for_cpu = False
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, training.adapter_dtype))
+        self.generation_examples = self.eval_dataset.select(range(min(GENERATED_EXAMPLES, len(self.eval_dataset))))
+        by_length = sorted(range(len(self.eval_dataset)), key=lambda i: -len(self.eval_dataset[i]["input_ids"]))
+        self.eval_dataset = self.eval_dataset.select(by_length)  # equal lengths share a batch: least padding
+        self.lora_layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, LoraLayer)}
+        self.weight_squares = {name: weight_square(layer) for name, layer in self.lora_layers.items()}
+        self.example_losses: dict = {"steps": [], "tokens": [], "nll": []}
+        self.first_batch_hash: str | None = None
+
+    def training_step(self, model, inputs, *arguments, **keywords):
+        if self.first_batch_hash is None:
+            rows = json.dumps([inputs["input_ids"].tolist(), inputs["labels"].tolist()])
+            self.first_batch_hash = hashlib.sha256(rows.encode()).hexdigest()[:16]
+        return super().training_step(model, inputs, *arguments, **keywords)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Per example: sum of NLL in nats and number of right tokens [batch, 2], number of tokens [batch]."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        scores = torch.stack([-outputs.log_probs.float().sum(-1), outputs.is_top1.float().sum(-1)], dim=-1)
+        return None, scores, outputs.label_mask.sum(-1)
+
+    def evaluation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        nll, right = prediction.predictions.T
+        tokens = prediction.label_ids
+        self.example_losses["steps"].append(self.state.global_step)
+        self.example_losses["tokens"] = tokens.tolist()
+        self.example_losses["nll"].append([json_number(value) for value in nll.tolist()])
+        metrics = {"loss": nll.sum() / tokens.sum(), "mean_token_accuracy": right.sum() / tokens.sum()}
+        return metrics | update_size(self.lora_layers, self.weight_squares)
+
+    def generate_answers(self) -> list[dict[str, str]]:
+        """Greedy answers to the first test prompts, each beside the reference."""
+        tokenizer = self.processing_class
+        prompts, references = [], []
+        for ids, labels in zip(self.generation_examples["input_ids"], self.generation_examples["labels"], strict=True):
+            start = next(i for i, label in enumerate(labels) if label != -100) or len(ids) // 2
+            prompts.append(ids[:start])
+            references.append(tokenizer.decode(ids[start:], skip_special_tokens=True))
+        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.model.device)
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = self.model.generate(**batch, do_sample=False, max_new_tokens=GENERATED_TOKENS)
+        completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        rows = zip(tokenizer.batch_decode(prompts), references, completions, strict=True)
+        return [{"prompt": prompt, "reference": reference, "completion": text} for prompt, reference, text in rows]
+
+
+def weight_square(layer: LoraLayer) -> float:
+    """‖W‖_F² of the frozen matrix under an adapter, dequantised."""
+    weight = layer.get_base_layer().weight
+    if isinstance(weight, bnb.nn.Params4bit):
+        weight = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    return float(weight.float().square().sum())
+
+
+@torch.no_grad()
+def update_size(layers: dict[str, LoraLayer], weight_squares: dict[str, float]) -> dict[str, float]:
+    """‖ΔW‖_F/‖W‖_F over all adapted matrices, and the mean stable rank ‖ΔW‖_F²/‖ΔW‖_2² of the matrices.
+
+    ΔW = (α/r)BA is never formed: its squared singular values are (α/r)² times the eigenvalues of
+    (AAᵀ)^½ (BᵀB) (AAᵀ)^½, an r×r matrix. The stable rank is left out where ΔW = 0, as at step 0.
+    """
+    grams = []
+    for layer in layers.values():
+        a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
+        grams.append(torch.stack([a @ a.T, b.T @ b]) * layer.scaling["default"])
+    gram = torch.stack(grams).double().cpu()
+    if not gram.isfinite().all():
+        return {"update_ratio": math.nan, "stable_rank": math.nan}
+    values, vectors = torch.linalg.eigh(gram[:, 0])
+    root = vectors * values.clamp(min=0).sqrt()[:, None]
+    squares = torch.linalg.eigvalsh(root.mT @ gram[:, 1] @ root).clamp(min=0)
+    sizes = {"update_ratio": math.sqrt(float(squares.sum()) / sum(weight_squares.values()))}
+    moved = squares[squares[:, -1] > 0]
+    return sizes | ({"stable_rank": float((moved.sum(1) / moved[:, -1]).mean())} if len(moved) else {})
+
+
+class Watch(TrainerCallback):
+    """Evaluates at the planned steps, times the training steps alone, and stops a run that is no longer finite."""
+
+    def __init__(self, run):
+        self.run = run
+        self.peak_learning_rate = 0.0
+        self.seconds = 0.0
+        self.tokens = 0
+        self.diverged_at_step: int | None = None
+
+    def on_train_begin(self, args, state, control, **_):
+        self.evaluation_steps = evaluation_steps(state.max_steps)
+        planned = {"max_steps": state.max_steps, "warmup_steps": args.get_warmup_steps(state.max_steps)}
+        self.run.config.update(planned, allow_val_change=True)
+
+    def on_step_begin(self, args, state, control, **_):
+        self.step_start = time.monotonic()
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds += time.monotonic() - self.step_start
+        control.should_evaluate = state.global_step in self.evaluation_steps
+
+    def on_log(self, args, state, control, logs, **_):
+        self.tokens = logs.get("num_tokens", self.tokens)
+        self.peak_learning_rate = max(self.peak_learning_rate, logs.get("learning_rate", 0.0))
+        values = [logs[key] for key in ("loss", "grad_norm", "eval_loss") if key in logs]
+        if not all(map(math.isfinite, values)) and self.diverged_at_step is None:
+            self.diverged_at_step = state.global_step
+            self.run.summary["diverged_at_step"] = state.global_step
+            control.should_training_stop = True
+
+
+def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
+    """The config entries beyond TRL's arguments: what the analysis and a reader need to know about the run."""
+    trainable, total = trainer.model.get_nb_trainable_parameters()  # counts packed 4-bit weights right
+    adapted: dict[str, dict] = {}
+    for name, layer in trainer.lora_layers.items():
+        kind = adapted.setdefault(name.rsplit(".", 1)[-1], {"count": 0, "square": 0.0})
+        kind |= {"d_in": layer.in_features, "d_out": layer.out_features}
+        kind["count"] += 1
+        kind["square"] += trainer.weight_squares[name]
+    for kind in adapted.values():
+        kind["weight_std"] = math.sqrt(kind.pop("square") / (kind["count"] * kind["d_in"] * kind["d_out"]))
+    packages = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "wandb")
+    cuda = torch.cuda.is_available()
+    return (
+        vars(data)
+        | vars(base)
+        | {
+            "model_revision": getattr(trainer.model.config, "_commit_hash", None) or base.model_revision,
+            "vocab_size": trainer.model.config.get_text_config().vocab_size,
+            "adapted_modules": adapted,
+            "trainable_parameters": trainable,
+            "all_parameters": total,
+            "hardware": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+            "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
+        }
+    )
+
+
+def start_run(training: TrainConfig, data: DataConfig, base: BaseConfig, swept: dict):
+    """Open the W&B run: named after the swept values, grouped by learning rate, resumed if an agent restarts it."""
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "learning-rate-exploration"),
+            name=" ".join(f"{key}={value}" for key, value in swept.items()),
+            group=f"learning_rate={training.learning_rate}",
+            tags=[Path(base.model_name_or_path).name, Path(data.dataset_name).name],
+            resume="allow",
+            mode=None if PartialState().is_main_process else "disabled",
+        )
+    except wandb.Error as error:
+        hint = "run `wandb login`, start `python -m local_wandb`, or set WANDB_MODE=offline"
+        raise InputError(f"W&B: {first_line(error)}; {hint}") from error
+
+
+def save_with_run(run, name: str, content) -> None:
+    path = Path(run.dir, name)
+    path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    run.save(str(path), base_path=run.dir, policy="now")
+
+
+def train(data: DataConfig, training: TrainConfig, base: BaseConfig) -> None:
+    """The whole run: data, W&B, trainer, training, measurements, adapter."""
+    swept = swept_values(training)
+    train_set = load_split(data, data.dataset_train_split)
+    test_set = load_split(data, data.dataset_test_split)
+    check_model(base)
+    try:
+        Path(training.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"output_dir {training.output_dir!r}: {error.strerror}; choose a writable directory"
+        ) from error
+    with start_run(training, data, base, swept) as run:
+        training.output_dir = str(Path(training.output_dir, run.id))
+        trainer = Trainer(base, training, train_set, test_set)
+        watch = Watch(run)
+        trainer.add_callback(watch)
+        run.config.update(describe(trainer, data, base) | {"data_fingerprint": fingerprint(train_set, test_set)})
+        trainer.train()
+        trainer.save_model()
+        save_with_run(run, "eval_nll.json", trainer.example_losses)
+        if watch.diverged_at_step is None:
+            save_with_run(run, "generations.json", trainer.generate_answers())
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak_memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * kilobytes
+        run.summary["first_batch_hash"] = trainer.first_batch_hash
+        run.summary["tokens_per_second"] = watch.tokens / watch.seconds
+        run.summary["peak_memory_gib"] = peak_memory / 2**30
+        if trainer.state.global_step > training.get_warmup_steps(trainer.state.max_steps):
+            requested, peak = training.learning_rate, watch.peak_learning_rate
+            assert math.isclose(peak, requested), f"the peak learning rate was {peak}, not the requested {requested}"
+
+
+def main() -> None:
+    # W&B loses what it has not sent yet when the process dies of a signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        train(*parse(sys.argv[1:]))
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
