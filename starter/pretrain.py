@@ -73,7 +73,7 @@ def train(model: LlamaForCausalLM, tokens: torch.Tensor, arguments: Arguments) -
     kept = [parameter for name, parameter in model.named_parameters() if parameter.dim() != 2 or "embed" in name]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.95), fused=True)
-    forward = torch.compile(model, dynamic=False) if model.device.type == "cuda" else model
+    forward = torch.compile(model, dynamic=False)
     model.train()
     budget = 60 * arguments.minutes
     count = len(tokens) // arguments.context
@@ -92,7 +92,7 @@ def train(model: LlamaForCausalLM, tokens: torch.Tensor, arguments: Arguments) -
             position += arguments.batch_size
             batch = windows(tokens, index, arguments.context)
             with torch.autocast(model.device.type, torch.bfloat16):
-                loss = forward(input_ids=batch, labels=batch).loss
+                loss = forward(input_ids=batch, labels=batch, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -123,7 +123,7 @@ completes Python; it knows nothing else, and it is no use outside this experimen
 | held out | the packages {held_out} |
 | trained on | {tokens:,} tokens in {steps:,} steps of {batch_size} x {context} ({epochs:.2f} epochs) |
 | time, hardware | {minutes:g} minutes on {hardware}, torch {torch} |
-| loss at the end | {train_loss:.3f} nats per token on the training packages (last 50 steps) |
+| train loss | {train_loss:.3f} nats per token, mean of the last 50 steps |
 | held-out loss | **{nats_per_token:.3f} nats per token, {nats_per_byte:.3f} nats per byte** ({bits_per_byte:.3f} bits) |
 
 The weights are stored in bfloat16, and the held-out loss is that of the stored weights. Made by
