@@ -1,0 +1,1 @@
+"""Which learning rate, and why: the analysis of a W&B learning-rate sweep."""

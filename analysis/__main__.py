@@ -1,0 +1,78 @@
+"""Which learning rate, and why: analyse W&B sweeps, or an output directory without a network.
+
+    python -m analysis ENTITY/PROJECT/SWEEP [SWEEP ...] [--output outputs/learning_rate_exploration]
+    python -m analysis outputs/learning_rate_exploration
+
+Writes README.md, the figures, all_results.json and, from a sweep, lr_*/run_data.json. Several sweeps are merged.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from analysis import followups, report
+from analysis.results import results
+from analysis.runs import InputError, load, save, to_json
+from analysis.study import Study, build
+
+OUTPUT = Path("outputs/learning_rate_exploration")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("source", nargs="+", help="sweeps as ENTITY/PROJECT/SWEEP, or one output directory")
+    parser.add_argument("--output", type=Path, help=f"where to write (default: {OUTPUT}, or the directory itself)")
+    parser.add_argument("--refine", action="store_true", help="also write the next sweep.yaml, and say why")
+    options = parser.parse_args(arguments)
+    try:
+        return analyse(options)
+    except InputError as error:
+        print(f"analysis: {error}", file=sys.stderr)
+        return 2
+
+
+def analyse(options: argparse.Namespace) -> int:
+    directory, handles = Path(options.source[0]), []
+    if not directory.is_dir():
+        from analysis import pull  # wandb, which an analysis from files does not need
+
+        directory = options.output or OUTPUT
+        handles = pull.pull(options.source, directory)
+    elif len(options.source) > 1 or options.output not in (None, directory):
+        raise InputError(f"{directory} is analysed alone and in place: give one directory and no other --output")
+    study = build(*load(directory))
+    found = results(study)
+    save(directory / "all_results.json", to_json(found, lines=3))
+    followups.write(study, directory)
+    from analysis import figures  # matplotlib, only when figures are drawn
+
+    pictures = figures.draw(study, directory)
+    save(directory / "README.md", report.render(found, directory, pictures))
+    if handles:
+        pull.write_back(handles, {row["id"]: row["behaviour"] for row in found["runs"]})
+    for check in found["checks"]:
+        if check["passed"] is False:
+            print(f"CHECK FAILED: {check['check']}: {check['detail']}", file=sys.stderr)
+    if options.refine:
+        refine(study, directory)
+    print(report.plain(report.answer(found)))
+    print(f"Report: {directory / 'README.md'}")
+    return 0
+
+
+def refine(study: Study, directory: Path) -> None:
+    """Write the next sweep.yaml into the output directory, or say why there is none."""
+    grid, why = followups.refinement_grid(study)
+    if not grid:
+        print(f"No refinement: {why}.")
+        return
+    path = directory / "sweep.yaml"
+    save(path, followups.to_yaml(followups.config(study, "refinement", learning_rate=grid)))
+    print(f"Next: {why}. Rates {', '.join(f'{r:g}' for r in grid)} are in {path}: wandb sweep {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Instrument checks: what must hold for the comparison to mean anything. A failed one is printed first and loudly."""
+
+import math
+
+from analysis.runs import Run, number
+from analysis.study import Study
+
+BASE_TOLERANCE = 1e-3  # nats per token: LoRA's B is 0 at step 0, so every run is the base model there
+RATE_TOLERANCE = 1e-3  # relative: the schedule's peak against the requested rate
+
+
+def result(name: str, failures: list[str], passed: str, known: bool = True) -> dict:
+    """One check: passed True/False, or None where the runs do not record what it needs."""
+    if not known:
+        return {"check": name, "passed": None, "detail": "not recorded by these runs"}
+    return {"check": name, "passed": not failures, "detail": "; ".join(failures) if failures else passed}
+
+
+def compared(study: Study) -> list[Run]:
+    return [run for runs in study.used.values() for run in runs]
+
+
+def grid(study: Study) -> list[tuple[float, int | None]] | None:
+    """The (rate, seed) points that the sweeps ask for; None if a sweep is not a grid."""
+    points = set()
+    for sweep in study.sweeps:
+        config = sweep.get("config") or {}
+        parameters = config.get("parameters") or {}
+        if config.get("method") != "grid" or "learning_rate" not in parameters:
+            return None
+        values = {}
+        for key in ("learning_rate", "seed"):
+            spec = parameters.get(key)
+            spec = spec if isinstance(spec, dict) else {"value": spec}
+            values[key] = [number(v) for v in spec.get("values", [spec.get("value")])]
+        points |= {(rate, seed) for rate in values["learning_rate"] for seed in values["seed"] if rate is not None}
+    return sorted(points, key=lambda p: (p[0], p[1] is not None, p[1] or 0))
+
+
+def rates_are_the_grid(study: Study) -> dict:
+    points = grid(study)
+    if points is None:
+        return result("rates = grid", [], "", known=False) | {"detail": "the sweep is not a grid over learning_rate"}
+    asked, got = {rate for rate, _ in points}, set(study.used)
+    missing = [f"no run at {r:g}" for r in sorted(asked) if not any(math.isclose(r, g, rel_tol=1e-6) for g in got)]
+    extra = [
+        f"{g:g} is not in the grid" for g in sorted(got) if not any(math.isclose(r, g, rel_tol=1e-6) for r in asked)
+    ]
+    return result("rates = grid", missing + extra, f"{len(got)} rates run, {len(asked)} in the grid")
+
+
+def no_run_missing(study: Study) -> dict:
+    points = grid(study) or []
+    failures = []
+    for rate, seed in points:
+        runs = [r for r in study.at(rate) if seed is None or r.seed == seed]
+        where = f"{rate:g}" if seed is None else f"{rate:g}, seed {seed:g}"
+        if not runs:
+            failures.append(f"no run at {where}")
+        elif all(study.verdicts[r.id].behaviour == "incomplete" for r in runs):
+            failures += [f"run {r.id} at {where} is {r.state}, {study.verdicts[r.id].reason}" for r in runs]
+    return result("no run missing", failures, f"{len(points)} of {len(points)} points reached an end", bool(points))
+
+
+def base_equal(study: Study) -> dict:
+    bases = {run.id: run.base_loss for run in compared(study) if run.base_loss is not None}
+    if not bases:
+        return result("step-0 eval equal", [], "", known=False)
+    spread = max(bases.values()) - min(bases.values())
+    low, high = min(bases, key=bases.get), max(bases, key=bases.get)
+    words = f"l0 between {bases[low]:.4f} and {bases[high]:.4f} over {len(bases)} runs"
+    return result("step-0 eval equal", [f"{words} (runs {low}, {high})"] if spread >= BASE_TOLERANCE else [], words)
+
+
+def same_first_batch(study: Study) -> dict:
+    hashes: dict[object, dict] = {}
+    for run in compared(study):
+        if run.summary.get("first_batch_hash") is not None:
+            hashes.setdefault(run.seed, {}).setdefault(str(run.summary["first_batch_hash"]), []).append(run.id)
+    failures = [
+        f"seed {seed}: {len(found)} different first batches (runs {', '.join(ids[0] for ids in found.values())})"
+        for seed, found in hashes.items()
+        if len(found) > 1
+    ]
+    return result("same first batch", failures, f"one first batch for each of {len(hashes)} seeds", bool(hashes))
+
+
+def peak_rate(study: Study) -> dict:
+    failures, checked = [], 0
+    for run in compared(study):
+        logged = run["train/learning_rate"].finite
+        if len(logged) and run.last_step > run.warmup_steps + 1:
+            checked += 1
+            peak = float(logged.value.max())
+            if not math.isclose(peak, run.learning_rate, rel_tol=RATE_TOLERANCE):
+                failures.append(f"run {run.id} asked for {run.learning_rate:g}, its peak was {peak:g}")
+    return result("peak rate = requested", failures, f"in {checked} runs", bool(checked))
+
+
+def adapters_float32(study: Study) -> dict:
+    kinds = {run.id: str(run.config["adapter_dtype"]) for run in compared(study) if "adapter_dtype" in run.config}
+    wrong = sorted({kind for kind in kinds.values() if "float32" not in kind})
+    words = f"adapters stored in {', '.join(wrong)}: small updates round away, which makes low rates look slow"
+    return result("adapters float32", [words] if wrong else [], f"in {len(kinds)} runs", bool(kinds))
+
+
+def same_recipe(study: Study) -> dict:
+    failures = [
+        f"{key} differs ({', '.join(map(str, values))})"
+        for key, values in study.differing.items()
+        if key != "learning_rate"
+    ]
+    return result("same recipe", failures, f"{len(study.recipe)} settings agree over all runs", bool(study.recipe))
+
+
+def same_eval_examples(study: Study) -> dict:
+    tokens = {}
+    for run in compared(study):
+        if run.eval_nll is not None:
+            tokens.setdefault(run.eval_nll.tokens.tobytes(), []).append(run.id)
+    failures = [f"{len(tokens)} different eval sets (runs {', '.join(ids[0] for ids in tokens.values())})"]
+    counts = {len(run.eval_nll.tokens) for run in compared(study) if run.eval_nll is not None}
+    words = f"{max(counts, default=0)} examples in all runs"
+    return result("same eval examples", failures if len(tokens) > 1 else [], words, bool(tokens))
+
+
+CHECKS = (
+    rates_are_the_grid,
+    no_run_missing,
+    base_equal,
+    same_first_batch,
+    peak_rate,
+    adapters_float32,
+    same_recipe,
+    same_eval_examples,
+)
+
+
+def checks(study: Study) -> list[dict]:
+    return [check(study) for check in CHECKS]

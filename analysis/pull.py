@@ -1,0 +1,134 @@
+"""Pull whole sweeps from W&B, cloud or local, into `lr_*/run_data.json`. The only reader of W&B's API.
+
+Every run in every state and every row of its history, unsampled and unfiltered; after this no network is needed.
+"""
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import wandb
+
+from analysis.runs import InputError, learning_rate, rate_directory, save, strict, to_json
+
+FILES = ("eval_nll.json", "generations.json")  # files of a run that the analysis reads
+BEHAVIOR = "behavior"  # summary key under which the analysis itself writes each run's class
+REACH_SECONDS = 5  # how long an unreachable server may keep the user waiting before one line says so
+
+
+def connect() -> wandb.Api:
+    """W&B's public API. Raises InputError if the server cannot be reached or no key is configured."""
+    server = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    try:
+        urllib.request.urlopen(server, timeout=REACH_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # any HTTP answer is an answer
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(f"cannot reach the W&B server {server} ({reason}): start it, or set WANDB_BASE_URL") from None
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        return wandb.Api(timeout=30)
+    except wandb.errors.Error as error:
+        raise InputError(f"no access to {server}: {first_line(error)} (wandb login, or set WANDB_API_KEY)") from None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def sweep_path(text: str) -> str:
+    """ENTITY/PROJECT/SWEEP from itself or from the address of a sweep's page."""
+    return re.sub(r"^https?://[^/]+/(?:wandb/)?([^/]+)/([^/]+)/sweeps/([^/?#]+).*$", r"\1/\2/\3", text.strip())
+
+
+def pull(paths: list[str], output: Path) -> list:
+    """Write the runs of these sweeps to `output`/lr_*/run_data.json; return W&B's run objects.
+
+    Everything is read before anything is written. Files of rates that these sweeps do not have are moved to
+    `output`/previous. Raises InputError for an unknown sweep or an output that cannot be written.
+    """
+    api = connect()
+    sweeps, texts, handles = [], {}, []
+    for path in dict.fromkeys(map(sweep_path, paths)):
+        try:
+            sweep = api.sweep(path)
+        except (ValueError, wandb.errors.Error) as error:
+            raise InputError(
+                f"no sweep {path} on {api.settings['base_url']} ({first_line(error)}): give ENTITY/PROJECT/SWEEP"
+            ) from None
+        sweeps.append(
+            {
+                "id": sweep.id,
+                "entity": sweep.entity,
+                "project": sweep.project,
+                "name": sweep.name,
+                "state": sweep.state,
+                "url": sweep.url,
+                "config": sweep.config,
+            }
+        )
+        runs = list(api.runs(f"{sweep.entity}/{sweep.project}", {"sweep": sweep.id}, per_page=200, lazy=False))
+        for count, run in enumerate(runs, 1):
+            print(f"\r{path}: run {count} of {len(runs)}", end="", flush=True)
+            texts.setdefault(rate_directory(learning_rate(run.config)), []).append(record(run, sweep.id))
+        print(f"\r{path}: {len(runs)} runs read   ")
+        handles += runs
+    if not handles:
+        raise InputError(f"no runs yet in {' '.join(paths)}: start some with wandb agent {paths[0]}")
+    header = to_json(sweeps, lines=1).strip()
+    for stale in sorted(output.glob("lr_*/run_data.json")):
+        if stale.parent.name not in texts:
+            kept = output / "previous" / stale.parent.name / stale.name
+            save(kept, stale.read_text(encoding="utf-8"))
+            stale.unlink()
+            print(f"{stale} is not of this sweep: moved to {kept}")
+    for directory, records in texts.items():
+        body = ",\n".join(records)
+        save(output / directory / "run_data.json", f'{{"sweeps": {header},\n"runs": [\n{body}\n]}}\n')
+    return handles
+
+
+def record(run: "wandb.apis.public.Run", sweep: str) -> str:
+    """One run as JSON text, one line for each row of its history: text takes a tenth of the memory of the rows."""
+    about = {
+        "id": run.id,
+        "sweep": sweep,
+        "name": run.name,
+        "state": run.state,
+        "created_at": run.created_at,
+        "config": {key: value for key, value in run.config.items() if not key.startswith("_")},
+        "summary": {key: value for key, value in (run.summary_metrics or {}).items() if key != BEHAVIOR},
+        "files": read_files(run),
+    }
+    head = ",\n".join(f"{json.dumps(key)}: {json.dumps(strict(value))}" for key, value in about.items())
+    rows = ",\n".join(json.dumps(strict(row)) for row in run.scan_history(use_cache=False))
+    return f'{{{head},\n"history": [\n{rows}\n]}}'
+
+
+def read_files(run: "wandb.apis.public.Run") -> dict:
+    """The run's own JSON files that the analysis reads; one that is not whole is named and left out."""
+    found = {}
+    for file in run.files(list(FILES)):
+        with TemporaryDirectory() as folder:
+            try:
+                with file.download(folder, replace=True) as text:
+                    found[file.name] = json.load(text)
+            except (ValueError, OSError, wandb.errors.Error) as error:
+                print(f"\n{run.name}: {file.name} left out ({first_line(error)})")
+    return found
+
+
+def write_back(handles: list, behaviours: dict[str, str]) -> None:
+    """Write each run's behaviour class to its W&B summary under BEHAVIOR; a refusal is one warning, not an error."""
+    for run in handles:
+        try:
+            if run.summary_metrics.get(BEHAVIOR) != behaviours[run.id]:
+                run.summary.update({BEHAVIOR: behaviours[run.id]})
+        except (wandb.errors.Error, OSError, ValueError, TypeError) as error:
+            print(f"the behaviour classes stay out of W&B's summaries: {first_line(error)}")
+            return

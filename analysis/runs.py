@@ -1,0 +1,344 @@
+"""What the training runs recorded, read from `lr_*/run_data.json`.
+
+A file holds strict JSON: non-finite numbers are the strings "NaN", "Infinity" and "-Infinity", as W&B's API has them.
+Reading repairs what it can (strings for numbers, duplicate steps, missing columns) and says so in `Run.notes`.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+# History columns that the analysis reads, by the names that Hugging Face's W&B callback and train.py write.
+COLUMNS = (
+    "train/loss",
+    "train/grad_norm",
+    "train/learning_rate",
+    "train/num_tokens",
+    "eval/loss",
+    "eval/update_ratio",
+    "eval/stable_rank",
+    "_runtime",
+)
+STEP = "train/global_step"
+
+# What must agree between runs that are compared; learning_rate and seed are what a sweep varies.
+RECIPE_KEYS = (
+    "model_name_or_path",
+    "model_revision",
+    "dataset_name",
+    "data_fingerprint",
+    "vocab_size",
+    "max_steps",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_grad_norm",
+    "weight_decay",
+    "optim",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "adapter_dtype",
+    "trainable_parameters",
+)
+
+COMPLETE = 0.95  # share of the planned steps from which a run has an end to report (science: class "incomplete")
+TAIL = 0.10  # share of the steps whose mean train loss is "final" ...
+TAIL_STEPS = 10  # ... and at least so many steps, since one batch alone is noise
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used; the message names it and what would be right."""
+
+
+def number(value: object) -> float | None:
+    """The float that a JSON value stands for, non-finite strings included; None where it stands for none."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def strict(value: object) -> object:
+    """`value` as strict JSON can hold it: string keys, plain types, non-finite floats as strings."""
+    if isinstance(value, float | np.floating):
+        value = float(value)
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [strict(item) for item in value]
+    if isinstance(value, np.integer):
+        return int(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value)
+
+
+def to_json(value: object, lines: int = 2) -> str:
+    """Strict JSON text with `lines` levels of nesting spread over lines and everything deeper on one line each."""
+
+    def write(value: object, depth: int) -> str:
+        if not isinstance(value, dict | list) or not value or depth == lines:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        indent = "\n" + " " * (depth + 1)
+        if isinstance(value, dict):
+            inner = [json.dumps(k, ensure_ascii=False) + ": " + write(v, depth + 1) for k, v in value.items()]
+            return "{" + indent + ("," + indent).join(inner) + indent[:-1] + "}"
+        return "[" + indent + ("," + indent).join(write(v, depth + 1) for v in value) + indent[:-1] + "]"
+
+    return write(strict(value), 0) + "\n"
+
+
+def save(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises InputError naming a place that cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; give a writable directory with --output") from None
+
+
+@dataclass(frozen=True)
+class Series:
+    """One recorded quantity: steps (n,), strictly increasing, and values (n,), non-finite ones kept."""
+
+    step: np.ndarray
+    value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def finite(self) -> "Series":
+        keep = np.isfinite(self.value)
+        return Series(self.step[keep], self.value[keep])
+
+    def between(self, first: float, last: float) -> "Series":
+        keep = (self.step >= first) & (self.step <= last)
+        return Series(self.step[keep], self.value[keep])
+
+
+EMPTY = Series(np.zeros(0, np.int64), np.zeros(0))
+
+
+@dataclass(frozen=True)
+class EvalNLL:
+    """Summed negative log-likelihood of each eval example: steps (K,), tokens (N,), nll (K, N), in nats."""
+
+    steps: np.ndarray
+    tokens: np.ndarray
+    nll: np.ndarray
+
+
+@dataclass
+class Run:
+    """One training run as recorded; every state, every row, NaN included."""
+
+    id: str
+    name: str
+    state: str
+    sweep: str
+    created_at: str
+    config: dict
+    summary: dict
+    history: dict[str, Series]
+    eval_nll: EvalNLL | None
+    generations: list[dict]
+    notes: list[str] = field(default_factory=list)
+    planned_steps: int | None = None  # the recipe's max_steps, else (set by `load`) the longest run's last step
+
+    def __getitem__(self, column: str) -> Series:
+        return self.history.get(column, EMPTY)
+
+    @cached_property
+    def learning_rate(self) -> float | None:
+        return learning_rate(self.config)
+
+    @cached_property
+    def seed(self) -> int | None:
+        seed = number(self.config.get("seed"))
+        return int(seed) if seed is not None and math.isfinite(seed) else None
+
+    @cached_property
+    def last_step(self) -> int:
+        return max((int(s.step[-1]) for s in (self["train/loss"], self["eval/loss"]) if len(s)), default=0)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.planned_steps) and self.last_step >= COMPLETE * self.planned_steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Warm-up in steps; a value below 1 is a share of the planned steps, as in transformers 5."""
+        steps = number(self.config.get("warmup_steps")) or 0.0
+        return math.ceil(steps * (self.planned_steps or 0)) if steps < 1 else int(steps)
+
+    @property
+    def diverged_at_step(self) -> int | None:
+        step = number(self.summary.get("diverged_at_step"))
+        return int(step) if step is not None and math.isfinite(step) else None
+
+    @cached_property
+    def base_loss(self) -> float | None:
+        """l0: eval loss at step 0, before the first update, in nats per token."""
+        series = self["eval/loss"]
+        return float(series.value[0]) if len(series) and series.step[0] == 0 and np.isfinite(series.value[0]) else None
+
+    @property
+    def final_eval_loss(self) -> float | None:
+        """E: eval loss at the end, in nats per token; NaN if it was not finite; None if the run has no end."""
+        series = self["eval/loss"].between(COMPLETE * self.planned_steps, np.inf) if self.planned_steps else EMPTY
+        return float(series.value[-1]) if len(series) else None
+
+    @property
+    def final_train_loss(self) -> float | None:
+        """Mean of the finite per-step losses over the last 10 % of the steps (at least 10); None if the run has no end.
+
+        Not the Trainer's `train_loss`, which is the mean over the whole run.
+        """
+        if not self.complete:
+            return None
+        tail = (
+            self["train/loss"].between(self.last_step - max(TAIL_STEPS, TAIL * self.planned_steps) + 1, np.inf).finite
+        )
+        return float(tail.value.mean()) if len(tail) else None
+
+    @cached_property
+    def seconds_per_step(self) -> float | None:
+        """Median wall time of an optimiser step in seconds, evaluations left out; else train_runtime over steps."""
+        runtime, train = self["_runtime"], self["train/loss"]
+        common = np.isin(runtime.step, train.step)
+        step, seconds = runtime.step[common], runtime.value[common]
+        if len(step) > 2:
+            pace = np.diff(seconds) / np.diff(step)
+            pace = pace[np.isfinite(pace) & (pace > 0)]
+            if len(pace):
+                return float(np.median(pace))
+        total = number(self.summary.get("train_runtime", self.summary.get("train/train_runtime")))
+        return total / self.last_step if total and self.last_step else None
+
+    def end_nll(self) -> np.ndarray | None:
+        """Summed NLL of each eval example (N,) at the end of the run; None if not recorded or not finite."""
+        if self.eval_nll is None or not self.planned_steps or self.eval_nll.steps[-1] < COMPLETE * self.planned_steps:
+            return None
+        return self.eval_nll.nll[-1] if np.isfinite(self.eval_nll.nll[-1]).all() else None
+
+
+def read_run(record: dict) -> Run:
+    """A Run from one record of `run_data.json`; what had to be repaired is listed in its notes."""
+    notes: list[str] = []
+    config = record.get("config") if isinstance(record.get("config"), dict) else {}
+    summary = record.get("summary") if isinstance(record.get("summary"), dict) else {}
+    files = record.get("files") if isinstance(record.get("files"), dict) else {}
+    run = Run(
+        id=str(record.get("id", "?")),
+        name=str(record.get("name") or record.get("id", "?")),
+        state=str(record.get("state", "unknown")),
+        sweep=str(record.get("sweep", "")),
+        created_at=str(record.get("created_at") or ""),
+        config=config,
+        summary=summary,
+        history=read_history(record.get("history"), notes),
+        eval_nll=read_eval_nll(files.get("eval_nll.json"), notes),
+        generations=[g for g in files.get("generations.json") or [] if isinstance(g, dict)],
+        notes=notes,
+    )
+    planned = number(config.get("max_steps"))
+    run.planned_steps = int(planned) if planned is not None and math.isfinite(planned) and planned > 0 else None
+    if run.learning_rate is None:
+        notes.append(f"no usable learning rate in its config ({config.get('learning_rate')!r})")
+    notes += [f"no {column} recorded" for column in ("train/loss", "eval/loss") if not len(run[column])]
+    return run
+
+
+def read_history(rows: object, notes: list[str]) -> dict[str, Series]:
+    """Columns as Series over train/global_step; of rows that repeat a step (a resumed run) the last one counts."""
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    if rows and not any(STEP in row for row in rows):
+        notes.append(f"no {STEP} recorded: W&B's own _step, the count of log calls, is the x axis")
+    steps = [number(row.get(STEP, row.get("_step"))) for row in rows]
+    history, repeated, unreadable = {}, 0, 0
+    for column in COLUMNS:
+        pairs = [(step, row[column]) for step, row in zip(steps, rows, strict=True) if row.get(column) is not None]
+        pairs = [(step, number(value)) for step, value in pairs if step is not None and math.isfinite(step)]
+        unreadable += sum(value is None for _, value in pairs)
+        pairs = [(step, value) for step, value in pairs if value is not None]
+        if not pairs:
+            continue
+        step, value = np.array(pairs).T
+        unique, from_end = np.unique(step[::-1].astype(np.int64), return_index=True)
+        repeated = max(repeated, len(step) - len(unique)) if column != "_runtime" else repeated
+        history[column] = Series(unique, value[::-1][from_end])
+    if repeated:
+        notes.append(f"{repeated} steps recorded more than once (a resumed run): the last record counts")
+    if unreadable:
+        notes.append(f"{unreadable} values in the history are not numbers: left out")
+    return history
+
+
+def read_eval_nll(data: object, notes: list[str]) -> EvalNLL | None:
+    """The per-example losses of `eval_nll.json`; None, with a note, if absent or of an unexpected shape."""
+    if data is None:
+        return None
+    try:
+        steps, tokens = np.array(data["steps"], float), np.array(data["tokens"], float)
+        nll = np.array([[number(x) for x in row] for row in data["nll"]], dtype=float)
+        if nll.shape != (len(steps), len(tokens)) or not len(steps) or not (tokens > 0).any():
+            raise ValueError
+        return EvalNLL(steps, tokens, nll)
+    except (TypeError, ValueError, KeyError):
+        notes.append("eval_nll.json is not {steps: [K], tokens: [N], nll: [K][N]}: per-example statistics leave it out")
+        return None
+
+
+def learning_rate(config: dict) -> float | None:
+    """The learning rate of a config; None unless it is a positive, finite number."""
+    rate = number(config.get("learning_rate"))
+    return rate if rate is not None and math.isfinite(rate) and rate > 0 else None
+
+
+def rate_directory(rate: float | None) -> str:
+    """The directory of one rate: lr_1e-05, lr_0.0002, ...; lr_unknown for runs without one."""
+    return "lr_unknown" if rate is None else f"lr_{rate}"
+
+
+def load(directory: Path) -> tuple[list[dict], list[Run]]:
+    """The sweeps and runs of an output directory, runs by learning rate, seed and age.
+
+    Raises InputError naming a directory without run data or a file that is not whole.
+    """
+    paths = sorted(directory.glob("lr_*/run_data.json"))
+    if not paths:
+        raise InputError(
+            f"{directory} has no lr_*/run_data.json: give a sweep as ENTITY/PROJECT/SWEEP, or an output directory"
+        )
+    sweeps: dict[str, dict] = {}
+    runs: list[Run] = []
+    for path in paths:
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            sweeps |= {sweep["id"]: sweep for sweep in data["sweeps"]}
+            runs += [read_run(record) for record in data["runs"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path} is not whole run data ({what}): pull its sweep again") from None
+    longest = max((run.last_step for run in runs), default=0)
+    for run in runs:
+        if run.planned_steps is None and longest:
+            run.planned_steps = longest
+            run.notes.append(f"no max_steps in its config: the longest run's last step, {longest}, is taken as planned")
+    runs.sort(key=lambda r: (r.learning_rate is None, r.learning_rate, r.seed is None, r.seed, r.created_at, r.id))
+    return list(sweeps.values()), runs
