@@ -1,5 +1,6 @@
 """The routes: GraphQL, file streams, files, and the page. All ask for the key or a signature made with it."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -9,6 +10,7 @@ import mimetypes
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,10 +22,15 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from local_wandb import graphql
+from local_wandb.agents import SweepGone
+from local_wandb.artifacts import entry_file
+from local_wandb.nodes import Context
+from local_wandb.runs import mark_lost, stream
 from local_wandb.store import Store
 
 MAX_BODY = 64 * 2**20  # bytes of one JSON request; the client's own limit for a file-stream chunk is 10 MB
 MAX_FILE = 8 * 2**30  # bytes of one uploaded file
+WATCH = 10  # s between two looks for runs that have gone silent
 URL_LIFE = 24 * 3600  # s that a file's address stays valid: longer than any retry of the client
 
 log = logging.getLogger("local_wandb")
@@ -31,9 +38,20 @@ log = logging.getLogger("local_wandb")
 
 def application(store: Store, key: str) -> Starlette:
     """The ASGI application over a data directory, for clients that hold this key."""
-    app = Starlette(
-        routes=ROUTES, exception_handlers={HTTPException: _http_error, ValueError: _bad_request, Exception: _bug}
-    )
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(WATCH)
+                await run_in_threadpool(mark_lost, store)
+
+        watching = asyncio.create_task(watch())
+        yield
+        watching.cancel()
+
+    handlers = {HTTPException: _http_error, ValueError: _bad_request, Exception: _bug}
+    app = Starlette(lifespan=lifespan, routes=ROUTES, exception_handlers=handlers)
     app.state.store, app.state.key = store, key
     return app
 
@@ -53,7 +71,7 @@ def _sign(key: str, *parts: object) -> str:
     return hmac.new(key.encode(), "\n".join(map(str, parts)).encode(), hashlib.sha256).hexdigest()
 
 
-def _context(request: Request) -> graphql.Context:
+def _context(request: Request) -> Context:
     key, base = request.app.state.key, str(request.base_url).rstrip("/")
 
     def file_url(file: dict, method: str) -> str:
@@ -63,7 +81,7 @@ def _context(request: Request) -> graphql.Context:
             f"{base}/storage/{file['id']}/{name}?expires={expires}&{method}={_sign(key, method, file['id'], expires)}"
         )
 
-    return graphql.Context(request.app.state.store, file_url)
+    return Context(request.app.state.store, file_url)
 
 
 async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
@@ -91,7 +109,7 @@ async def _graphql(request: Request) -> Response:
     result = await run_in_threadpool(graphql.answer, _context(request), body)
     for error in result.errors or ():
         log.warning("graphql: %s", error.message)
-    gone = any(isinstance(error.original_error, graphql.SweepGone) for error in result.errors or ())
+    gone = any(isinstance(error.original_error, SweepGone) for error in result.errors or ())
     # Not 5xx, and not 400 either: the client repeats the one for minutes and hides the message of the other.
     return JSONResponse(result.formatted, 404 if gone else 200)
 
@@ -105,7 +123,7 @@ async def _file_stream(request: Request) -> Response:
         run = project and store.get("runs", project=project["id"], name=where["run"])
         if not run:
             raise HTTPException(404, f"run {where['entity']}/{where['project']}/{where['run']} does not exist")
-        return graphql.stream(_context(request), run, body)
+        return stream(_context(request), run, body)
 
     return JSONResponse(await run_in_threadpool(write))
 
@@ -137,12 +155,29 @@ async def _upload(request: Request) -> Response:
             blob.unlink()
             raise
     md5 = base64.b64encode(digest.digest()).decode()
+    if file["artifact"] and file["md5"] not in (None, md5):
+        blob.unlink()
+        raise HTTPException(422, f"{file['name']} was announced with another MD5")
     await run_in_threadpool(store.keep, file["id"], blob, md5)
     return Response(status_code=200, headers={"ETag": f'"{digest.hexdigest()}"'})
 
 
 async def _download(request: Request) -> Response:
-    file = _signed_file(request, "GET")
+    return _content(request, _signed_file(request, "GET"))
+
+
+async def _artifact_file(request: Request) -> Response:
+    """The address that the client makes up itself for one entry of an artifact."""
+    _authenticate(request)
+    where = request.path_params
+    digest = base64.b64encode(bytes.fromhex(where["digest"])).decode()
+    file = entry_file(request.app.state.store, where["birth"], digest)
+    if file is None:
+        raise HTTPException(404, f"no artifact file {where['name']}")
+    return _content(request, file)
+
+
+def _content(request: Request, file: dict) -> Response:
     if not file["blob"]:
         raise HTTPException(404, f"{file['name']} has not been uploaded")
     kind = mimetypes.guess_type(file["name"])[0] or "application/octet-stream"
@@ -174,4 +209,5 @@ ROUTES = [
     Route("/files/{entity}/{project}/{run}/file_stream", _file_stream, methods=["POST"]),
     Route("/storage/{file:int}/{name}", _upload, methods=["PUT"]),
     Route("/storage/{file:int}/{name}", _download, methods=["GET"]),
+    Route("/artifactsV2/{region}/{entity}/{project}/{collection}/{birth}/{digest}/{name}", _artifact_file),
 ]

@@ -39,11 +39,35 @@ CREATE TABLE history (
 CREATE TABLE lines (
   run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE, stream TEXT NOT NULL, number INTEGER NOT NULL,
   line TEXT NOT NULL, PRIMARY KEY (run, stream, number)) WITHOUT ROWID;
+CREATE TABLE collections (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, project INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+  name TEXT NOT NULL, type TEXT NOT NULL, description TEXT, createdAt REAL NOT NULL, updatedAt REAL NOT NULL,
+  UNIQUE (project, name));
+CREATE TABLE artifacts (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL REFERENCES collections ON DELETE CASCADE,
+  run INTEGER REFERENCES runs ON DELETE SET NULL, state TEXT NOT NULL, versionIndex INTEGER, digest TEXT NOT NULL,
+  description TEXT, metadata TEXT, clientID TEXT, wanted TEXT NOT NULL, historyStep INTEGER,
+  createdAt REAL NOT NULL, updatedAt REAL NOT NULL);
+CREATE TABLE aliases (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL REFERENCES collections ON DELETE CASCADE,
+  artifact INTEGER NOT NULL REFERENCES artifacts ON DELETE CASCADE, alias TEXT NOT NULL, UNIQUE (collection, alias));
+CREATE TABLE uses (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, artifact INTEGER NOT NULL REFERENCES artifacts ON DELETE CASCADE,
+  run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE, UNIQUE (artifact, run));
 CREATE TABLE files (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER REFERENCES runs ON DELETE CASCADE, name TEXT NOT NULL,
-  blob TEXT, sizeBytes INTEGER NOT NULL DEFAULT 0, md5 TEXT, updatedAt REAL NOT NULL, UNIQUE (run, name));
+  id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER REFERENCES runs ON DELETE CASCADE,
+  artifact INTEGER REFERENCES artifacts ON DELETE CASCADE, name TEXT NOT NULL, blob TEXT,
+  sizeBytes INTEGER NOT NULL DEFAULT 0, md5 TEXT, updatedAt REAL NOT NULL, UNIQUE (run, name), UNIQUE (artifact, name));
+CREATE TABLE alerts (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
+  title TEXT NOT NULL, text TEXT NOT NULL, severity TEXT NOT NULL, createdAt REAL NOT NULL);
 """
 VERSION = 1
+OWNED_FILES = {  # table -> the files that go with a row of it
+    "files": "id = ?",
+    "runs": "run = ?",
+    "collections": "artifact IN (SELECT id FROM artifacts WHERE collection = ?)",
+}
 
 
 class Store:
@@ -137,9 +161,8 @@ class Store:
         """Removes the row and what belongs to it; its blobs too."""
         with self.write() as db:
             blobs = []
-            if table in ("runs", "files"):
-                column = "run" if table == "runs" else "id"
-                blobs = [r["blob"] for r in db.execute(f"SELECT blob FROM files WHERE {column} = ?", [id])]
+            if table in OWNED_FILES:
+                blobs = [r["blob"] for r in db.execute(f"SELECT blob FROM files WHERE {OWNED_FILES[table]}", [id])]
             db.execute(f"DELETE FROM {table} WHERE id = ?", [id])
         self._drop(blobs)
 
@@ -170,6 +193,15 @@ class Store:
                 "UPDATE runs SET historyKeys = ?, historyLineCount = historyLineCount + ? WHERE id = ?",
                 [json.dumps(keys), new, run["id"]],
             )
+
+    def rewind(self, run: dict, step: int) -> dict:
+        """The run without its history rows after this step."""
+        with self.write() as db:
+            lines = self.history(run["id"], 0, step + 1)
+            db.execute("DELETE FROM history WHERE run = ?", [run["id"]])
+            self.update("runs", run["id"], historyKeys=None, historyLineCount=0)
+            self.append_history(run, 0, lines)
+        return self.get("runs", id=run["id"])
 
     def append_lines(self, run: dict, stream: str, offset: int, lines: list[str]) -> None:
         """Lines of another stream (system metrics, console), each at its number."""

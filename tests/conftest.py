@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import wandb
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,3 +69,17 @@ def server(tmp_path_factory):
     server = start(tmp_path_factory.mktemp("local_wandb"))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def api(server, monkeypatch, tmp_path):
+    """wandb.Api() of this process, whose wandb talks to the server and writes below tmp_path."""
+    for name, value in server.env.items():
+        if name.startswith("WANDB_"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONSOLE", "off")
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()
+    yield wandb.Api()
+    wandb.teardown()

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import wandb
 
 SCRIPT = """
 import argparse, sys, wandb
@@ -52,17 +51,6 @@ def flow(server, tmp_path_factory):
     synced = server.run("wandb", "sync", "--yes", cwd=folder, env=env)
     assert "ERROR" not in synced.stderr + synced.stdout
     return path
-
-
-@pytest.fixture
-def api(server, monkeypatch):
-    """wandb.Api() of this process, pointed at the server."""
-    for name, value in server.env.items():
-        if name.startswith("WANDB_"):
-            monkeypatch.setenv(name, value)
-    wandb.teardown()
-    yield wandb.Api()
-    wandb.teardown()
 
 
 def test_grid_runs_once_each_in_the_order_of_the_file(flow, api):

@@ -1,0 +1,221 @@
+"""Sweeps and their agents: who runs which point, what is stopped, what is offered again."""
+
+import json
+import math
+import secrets
+import threading
+import time
+
+import yaml
+from graphql import GraphQLError
+
+from local_wandb import sweeps
+from local_wandb.filters import matches
+from local_wandb.nodes import children, connection, existing, node_id, owner, row_id
+from local_wandb.projects import make_project
+from local_wandb.projects import project as find_project
+from local_wandb.runs import AGENT_LOST, LIVE, lose, mark_lost
+from local_wandb.store import Store
+
+ATTEMPTS = 3  # runs that may be lost at one grid point before the point counts as tried
+LOST = ("crashed", "preempted")  # the machine's fault, so the point is offered again; `failed` is the script's
+
+
+class SweepGone(GraphQLError):
+    """The agent's sweep no longer exists; the client wants HTTP 404 for that."""
+
+
+# Sweeps
+
+
+def _sweep_config(sweep: dict) -> dict:
+    return yaml.safe_load(sweep["config"])
+
+
+def _upsert_sweep(source, info, input) -> dict:
+    store, now = info.context.store, time.time()
+    changes = {k: input[k] for k in ("description", "controller", "scheduler", "displayName") if input.get(k)}
+    if input.get("state"):
+        changes["state"] = input["state"].upper()
+    if input.get("config"):
+        config = yaml.safe_load(input["config"])
+        try:
+            sweeps.check(config)
+        except ValueError as error:
+            raise GraphQLError(f"sweep configuration: {error}") from error
+        changes["config"] = input["config"]
+    with store.write():
+        if input.get("id"):
+            sweep = _sweep_by_id(info, input)
+            sweep = store.update("sweeps", sweep["id"], updatedAt=now, **changes)
+        else:
+            if "config" not in changes:
+                raise GraphQLError("a new sweep needs a config")
+            project = make_project(info, input.get("projectName"), input.get("entityName"))
+            sweep = store.insert(
+                "sweeps", project=project["id"], name=secrets.token_hex(4), createdAt=now, updatedAt=now,
+                **{"state": "PENDING"} | changes,
+            )  # fmt: skip
+    return {"sweep": sweep, "configValidationWarnings": []}
+
+
+def _sweep_by_id(info, input: dict) -> dict:
+    """By opaque id, or by name: `wandb sweep --update` sends the name as the id."""
+    project = find_project(None, info, input.get("projectName"), input.get("entityName"))
+    named = project and info.context.store.get("sweeps", project=project["id"], name=input["id"])
+    return named or existing(info, "sweeps", "Sweep", input["id"])
+
+
+def _sweep(project, info, sweepName) -> dict | None:
+    return info.context.store.get("sweeps", project=project["id"], name=sweepName)
+
+
+def _create_agent(source, info, input) -> dict:
+    store, now = info.context.store, time.time()
+    project = find_project(None, info, input.get("projectName"), input.get("entityName"))
+    sweep = project and _sweep(project, info, input["sweep"])
+    if not sweep:
+        raise GraphQLError(f"sweep {input['sweep']!r} does not exist in project {input.get('projectName')!r}")
+    name = secrets.token_hex(4)
+    return {
+        "agent": store.insert(
+            "agents", sweep=sweep["id"], name=name, host=input["host"], createdAt=now, heartbeatAt=now
+        )
+    }
+
+
+_picking = threading.Lock()  # two agents must not be given the same point
+
+
+def _agent_heartbeat(source, info, input) -> dict:
+    store, now = info.context.store, time.time()
+    agent = store.get("agents", id=row_id("Agent", input["id"]))
+    if agent is None:
+        raise SweepGone(f"agent {input['id']!r} has no sweep any more")
+    alive = {name for name, is_alive in json.loads(input.get("runState") or "{}").items() if is_alive}
+    with _picking:
+        agent = store.update("agents", agent["id"], heartbeatAt=now)
+        sweep = store.update("sweeps", agent["sweep"], heartbeatAt=now)
+        for run in store.find("runs", agent=agent["id"]):
+            if run["state"] in LIVE and run["name"] not in alive and run["seen"]:
+                lose(store, store.get("runs", id=run["id"]))  # its process has ended without a last word
+            elif run["state"] == "pending" and run["name"] not in alive:
+                # It never reported: the script stopped before wandb.init, or logs offline and is synced later. The
+                # agent has let go of it, so it is not lost with the agent.
+                store.update("runs", run["id"], agent=None)
+        mark_lost(store)
+        commands = _commands(store, agent, sweep, alive)
+    return {"agent": agent, "commands": json.dumps(commands)}
+
+
+def _commands(store: Store, agent: dict, sweep: dict, alive: set[str]) -> list[dict]:
+    config, runs = _sweep_config(sweep), store.find("runs", sweep=sweep["id"])
+    if config.get("early_terminate") and any(run["state"] == "running" for run in runs):
+        doomed = sweeps.to_stop(config, [_experience(store, run, config) for run in runs])
+        for run in runs:
+            if run["name"] in doomed:
+                run |= store.update("runs", run["id"], shouldStop=1)
+    cancelled = sweep["state"] == "CANCELED"
+    stops = [
+        {"type": "stop", "run_id": run["name"]}
+        for run in runs
+        if run["name"] in alive and (run["shouldStop"] or cancelled)
+    ]
+    if cancelled:
+        return [*stops, {"type": "exit"}]
+    if alive or sweep["state"] == "PAUSED":
+        return stops
+    if sweep["state"] == "FINISHED":
+        return [{"type": "exit"}]
+    for run in runs:
+        if run["state"] == "preempted":
+            store.update("runs", run["id"], state="pending", agent=agent["id"], heartbeatAt=time.time())
+            return [_command("resume", run["name"], config, json.loads(run["args"] or run["config"] or "{}"))]
+    point = sweeps.next_point(config, _used(runs), [_experience(store, run, config) for run in runs])
+    if point is None:
+        if any(run["state"] in LIVE and run["agent"] for run in runs):
+            return []  # another agent's run may yet be lost: its point would come here
+        store.update("sweeps", sweep["id"], state="FINISHED")
+        return [{"type": "exit"}]
+    now, name = time.time(), secrets.token_hex(4)
+    with store.write():
+        store.update("sweeps", sweep["id"], state="RUNNING")
+        store.insert(
+            "runs", project=sweep["project"], name=name, displayName=name, state="pending", sweep=sweep["id"],
+            sweepName=sweep["name"], agent=agent["id"], args=json.dumps(point), config=json.dumps(point),
+            createdAt=now, heartbeatAt=now,
+        )  # fmt: skip
+    return [_command("run", name, config, point)]
+
+
+def _command(kind: str, run: str, config: dict, point: dict) -> dict:
+    return {"type": kind, "run_id": run, "program": config.get("program"), "args": point}
+
+
+def _used(runs: list[dict]) -> list[dict]:
+    """The points that are not to be offered: those of every run but the lost ones, and those lost ATTEMPTS times."""
+    points = [(json.loads(run["args"] or run["config"] or "{}"), run["state"] in LOST) for run in runs]
+    lost = [point for point, was_lost in points if was_lost]
+    return [point for point, was_lost in points if not was_lost or lost.count(point) >= ATTEMPTS]
+
+
+def _experience(store: Store, run: dict, config: dict) -> dict:
+    """A run as the search sees it: its point, its state, and its metric over time."""
+    metric = config.get("metric", {}).get("name")
+    needed = metric and (config["method"] == "bayes" or config.get("early_terminate"))
+    rows = map(json.loads, store.history(run["id"])) if needed else ()
+    return {
+        "name": run["name"],
+        "state": run["state"],
+        "config": json.loads(run["args"] or run["config"] or "{}"),
+        "summaryMetrics": json.loads(run["summaryMetrics"] or "{}"),
+        "history": [{metric: row[metric]} for row in rows if metric in row],
+    }
+
+
+def _best_loss(sweep, info) -> float | None:
+    metric = _sweep_config(sweep).get("metric", {})
+    runs = info.context.store.find("runs", sweep=sweep["id"])
+    values = [json.loads(run["summaryMetrics"] or "{}").get(metric.get("name")) for run in runs]
+    values = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    return (max if metric.get("goal") == "maximize" else min)(values, default=None)
+
+
+def _sweeps(project, info, filters=None, after=None, first=None) -> dict:
+    rows = info.context.store.find("sweeps", project=project["id"])
+    wanted = json.loads(filters or "{}")
+    return connection([row for row in rows if matches(row, wanted)], first, after)
+
+
+def _agent(sweep, info, agentName) -> dict | None:
+    agents = info.context.store.find("agents", sweep=sweep["id"])
+    return next((a for a in agents if agentName in (a["name"], node_id("Agent", a["id"]))), None)
+
+
+RESOLVERS = {
+    "Mutation": {
+        "upsertSweep": _upsert_sweep,
+        "createAgent": _create_agent,
+        "agentHeartbeat": _agent_heartbeat,
+    },
+    "Project": {
+        "totalSweeps": lambda project, info: info.context.store.count("sweeps", project=project["id"]),
+        "sweeps": _sweeps,
+        "sweep": _sweep,
+    },
+    "Sweep": {
+        "project": owner("projects", "project"),
+        "method": lambda sweep, info: _sweep_config(sweep)["method"],
+        "bestLoss": _best_loss,
+        "runCount": lambda sweep, info: info.context.store.count("runs", sweep=sweep["id"]),
+        "runCountExpected": lambda sweep, info: sweeps.expected(_sweep_config(sweep)),
+        "runs": children("runs", "sweep"),
+        "agent": _agent,
+        "agents": children("agents", "sweep"),
+    },
+    "Agent": {
+        "state": lambda agent, info: "RUNNING" if time.time() - agent["heartbeatAt"] < AGENT_LOST else "FINISHED",
+        "totalRuns": lambda agent, info: info.context.store.count("runs", agent=agent["id"]),
+        "runs": children("runs", "agent"),
+    },
+}

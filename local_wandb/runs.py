@@ -1,0 +1,317 @@
+"""Runs: their state, history, console and files."""
+
+import json
+import logging
+import math
+import time
+
+from graphql import GraphQLError
+
+from local_wandb.filters import like, select
+from local_wandb.nodes import Context, connection, existing, node_id, owner, proper_name
+from local_wandb.projects import make_project, user
+from local_wandb.projects import project as find_project
+from local_wandb.store import Store
+
+AGENT_LOST = 60.0  # s without a heartbeat (one every 5 s) until an agent counts as gone
+RUN_LOST = 300.0  # s without a file stream (one every 30 s at least) until a run counts as crashed; W&B's own limit
+LIVE = ("pending", "running", "preempting")
+log = logging.getLogger("local_wandb")
+
+
+def _runs(project, info, filters=None, order=None, after=None, first=None) -> dict:
+    return connection(_matching(project, info, filters, order), first, after)
+
+
+def _matching(project: dict, info, condition: str | None, order: str | None) -> list[dict]:
+    runs = info.context.store.find("runs", project=project["id"])
+    return select(runs, json.loads(condition or "{}"), order or "+created_at")
+
+
+def _run(project, info, name, desc=None, missingOk=None) -> dict | None:
+    return info.context.store.get("runs", project=project["id"], name=name)
+
+
+BUCKET = {  # input field -> column, where a null means "leave it"
+    "displayName": "displayName", "description": "description", "notes": "notes", "groupName": "group",
+    "jobType": "jobType", "config": "config", "commit": "commit", "host": "host", "jobProgram": "program",
+    "jobRepo": "repo", "summaryMetrics": "summaryMetrics",
+}  # fmt: skip
+
+
+def _upsert_bucket(source, info, input) -> dict:
+    store, now = info.context.store, time.time()
+    changes = {column: input[field] for field, column in BUCKET.items() if input.get(field) is not None}
+    if input.get("tags") is not None:
+        changes["tags"] = json.dumps(input["tags"])
+    if not input.get("name"):  # by id: an edit from outside, the run's state is its own affair
+        run = existing(info, "runs", "Run", input.get("id") or "")
+        return {"bucket": store.update("runs", run["id"], **changes) if changes else run, "inserted": False}
+    with store.write():
+        project = make_project(info, input.get("modelName"), input.get("entityName"))
+        run = store.get("runs", project=project["id"], name=input["name"])
+        inserted = run is None
+        if inserted:
+            run = store.insert(
+                "runs", project=project["id"], name=proper_name(input["name"], "run"), displayName=input["name"],
+                state="running", createdAt=now, heartbeatAt=now,
+            )  # fmt: skip
+        if input.get("sweep"):  # said once, in the first of a run's calls
+            sweep = store.get("sweeps", project=project["id"], name=input["sweep"])
+            if sweep is None:
+                raise GraphQLError(f"sweep {input['sweep']!r} does not exist in project {project['name']!r}")
+            changes |= {"sweep": sweep["id"], "sweepName": sweep["name"]}
+        if input.get("state"):
+            changes["state"] = input["state"]
+        elif run["state"] not in ("finished", "failed", "killed"):
+            changes["state"] = "running"
+        run = store.update("runs", run["id"], heartbeatAt=now, seen=1, **changes)
+    return {"bucket": run, "inserted": inserted}
+
+
+def stream(context: Context, run: dict, body: dict) -> dict:
+    """Stores one file-stream request of a run and answers what the client reads."""
+    store, changes = context.store, {"heartbeatAt": time.time(), "seen": 1}
+    with store.write():
+        for name, chunk in (body.get("files") or {}).items():
+            offset, lines = chunk.get("offset", 0), chunk.get("content") or []
+            if name == "wandb-history.jsonl":
+                store.append_history(run, offset, lines)
+            elif name == "wandb-summary.json":
+                changes["summaryMetrics"] = lines[-1]
+            else:
+                store.append_lines(run, name, offset, lines)
+                if name == "wandb-events.jsonl" and lines:
+                    changes["systemMetrics"] = lines[-1]
+        if body.get("complete"):
+            code = changes["exitcode"] = int(body.get("exitcode") or 0)
+            changes["state"] = _final_state(run, code)
+        elif body.get("preempting"):
+            changes["state"] = "preempting"
+        elif run["state"] != "preempting":
+            changes["state"] = "running"
+        store.update("runs", run["id"], **changes)
+    return {"stopped": bool(run["shouldStop"])}
+
+
+def _final_state(run: dict, code: int) -> str:
+    if code == 0:
+        return "finished"
+    return "preempted" if run["state"] == "preempting" else "killed" if run["shouldStop"] else "failed"
+
+
+def mark_lost(store: Store) -> None:
+    """Ends the runs that nobody hears of any more. Time while this server was down does not count."""
+    now = time.time()
+
+    def silent(row: dict, limit: float) -> bool:
+        return now - max(row["heartbeatAt"], store.started) > limit
+
+    for state in LIVE:
+        for run in store.find("runs", state=state):
+            agent = store.get("agents", id=run["agent"]) if run["agent"] else None
+            orphan = agent is not None and silent(agent, AGENT_LOST)
+            # A pending run without an agent waits for whoever made it.
+            if (run["seen"] or orphan) and silent(run, AGENT_LOST if orphan else RUN_LOST):
+                lose(store, run)
+
+
+def lose(store: Store, run: dict) -> None:
+    """A live run that ended without a last word."""
+    state = "preempted" if run["state"] == "preempting" else "killed" if run["shouldStop"] else "crashed"
+    store.update("runs", run["id"], state=state)
+
+
+def _edit_state(source, info, input) -> dict:
+    run, state = existing(info, "runs", "Run", input["id"]), input["state"]
+    allowed = {"pending": ("running", "failed", "crashed", "preempted"), "failed": ("pending", "running")}
+    if run["state"] not in allowed.get(state, ()) or run["sweep"]:
+        raise GraphQLError(f"run {run['name']} cannot go from {run['state']} to {state}")
+    info.context.store.update("runs", run["id"], state=state)
+    return {"success": True}
+
+
+def _alert(source, info, input) -> dict:
+    run, severity = named_run(info, input), input.get("severity") or "INFO"
+    log.warning("alert of run %s, %s: %s: %s", run["name"], severity, input["title"], input["text"])
+    info.context.store.insert(
+        "alerts", run=run["id"], title=input["title"], text=input["text"], severity=severity, createdAt=time.time()
+    )
+    return {"success": True}
+
+
+def _stop_run(source, info, input) -> dict:
+    info.context.store.update("runs", existing(info, "runs", "Run", input["id"])["id"], shouldStop=1)
+    return {"success": True}
+
+
+def _rewind(source, info, input) -> dict:
+    """Forgets the history after a step, so that the run can go on from there."""
+    if input["metricName"] != "_step":
+        raise GraphQLError(f"a run is rewound to a _step, not to a {input['metricName']!r}")
+    project = find_project(None, info, input.get("projectName"), input.get("entityName"))
+    run = project and _run(project, info, input["runName"])
+    if not run:
+        raise GraphQLError(f"run {input['runName']!r} does not exist")
+    return {"rewoundRun": info.context.store.rewind(run, int(input["metricValue"]))}
+
+
+def _delete_run(source, info, input) -> dict:
+    info.context.store.delete("runs", existing(info, "runs", "Run", input["id"])["id"])
+    return {}
+
+
+def _wandb_config(run, info, keys=None) -> str:
+    own = json.loads(run["config"] or "{}").get("_wandb", {}).get("value", {})
+    return json.dumps({key: own[key] for key in keys or own if key in own})
+
+
+def _tail(lines: list[str]) -> str:
+    return json.dumps(lines[-1:])
+
+
+def _history(run, info, minStep=0, maxStep=2**62, samples=None) -> list[str]:
+    lines = info.context.store.history(run["id"], minStep, maxStep)
+    return _sample(lines, samples) if minStep == 0 and maxStep == 2**62 else lines
+
+
+def _events(run, info, samples=None) -> list[str]:
+    return _sample([line for _, line in info.context.store.lines(run["id"], "wandb-events.jsonl")], samples)
+
+
+def _sample(rows: list, samples: int | None) -> list:
+    """At most `samples` rows, evenly spread, the first and the last among them."""
+    if not samples or len(rows) <= samples:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / max(samples - 1, 1))] for i in range(samples)]
+
+
+def _sampled_history(run, info, specs) -> list[list[dict]]:
+    answers = []
+    for text in specs:
+        spec = json.loads(text)
+        keys = spec.get("keys")
+        last = spec.get("maxStep")
+        lines = info.context.store.history(run["id"], spec.get("minStep") or 0, 2**62 if last is None else last + 1)
+        rows = [strict(json.loads(line)) for line in lines]
+        if keys:
+            rows = [{key: row[key] for key in keys} for row in rows if all(key in row for key in keys)]
+        answers.append(_sample(rows, spec.get("samples")))
+    return answers
+
+
+def strict(value):
+    """The value with NaN and infinities as the strings W&B uses: JSON has no word for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, list) else value
+
+
+def _log_lines(run, info, first=None, last=None, after=None, useImprovedPagination=None) -> dict:
+    lines = info.context.store.lines(run["id"], "output.log")
+    page = connection(lines[-last:] if last else lines, last or first or 10_000, after)
+    for edge in page["edges"]:
+        edge["node"] = _log_line(*edge["node"])
+    return page
+
+
+def _log_line(number: int, text: str) -> dict:
+    """The client's form is "[ERROR ]TIMESTAMP TEXT"."""
+    level, _, rest = text.partition(" ") if text.startswith("ERROR ") else ("", "", text)
+    stamp, _, line = rest.partition(" ")
+    if not stamp[:4].isdigit():
+        stamp, line = None, rest
+    return {"number": number, "timestamp": stamp, "level": level.lower() or "info", "label": None, "line": line}
+
+
+# Files
+
+
+def _files(run, info, names=None, pattern=None, after=None, first=None) -> dict:
+    files = [f for f in info.context.store.find("files", order="name", run=run["id"]) if f["blob"]]
+    if names:
+        files = [f for f in files if f["name"] in names]
+    if pattern:
+        files = [f for f in files if like(f["name"], pattern)]
+    return connection(files, first, after)
+
+
+def _create_run_files(source, info, input) -> dict:
+    store = info.context.store
+    run = named_run(info, input)
+    with store.write():
+        files = [
+            store.get("files", run=run["id"], name=name)
+            or store.insert("files", run=run["id"], name=name, updatedAt=time.time())
+            for name in input["files"]
+        ]
+    return {"runID": node_id("Run", run["id"]), "uploadHeaders": [], "files": files}
+
+
+def named_run(info, input: dict) -> dict:
+    """The run that an input names. Raises GraphQLError where there is none."""
+    project = find_project(None, info, input["projectName"], input["entityName"])
+    run = project and _run(project, info, input["runName"])
+    if not run:
+        raise GraphQLError(f"run {input['entityName']}/{input['projectName']}/{input['runName']} does not exist")
+    return run
+
+
+def _delete_files(source, info, input) -> dict:
+    for file in input["files"]:
+        info.context.store.delete("files", existing(info, "files", "File", file)["id"])
+    return {"success": True}
+
+
+RESOLVERS = {
+    "Mutation": {
+        "upsertBucket": _upsert_bucket,
+        "deleteRun": _delete_run,
+        "updateRunState": _edit_state,
+        "stopRun": _stop_run,
+        "rewindRun": _rewind,
+        "createRunFiles": _create_run_files,
+        "markRunFilesUploaded": lambda source, info, input: {"success": True},
+        "deleteFiles": _delete_files,
+        "notifyScriptableRunAlert": _alert,
+    },
+    "Project": {
+        "runCount": lambda project, info, filters=None: len(_matching(project, info, filters, None)),
+        "runs": _runs,
+        "run": _run,
+        "bucket": _run,
+    },
+    "Run": {
+        "projectId": lambda run, info: run["project"],
+        "project": owner("projects", "project"),
+        "user": lambda run, info: user(info),
+        "tags": lambda run, info: json.loads(run["tags"] or "[]"),
+        "readOnly": lambda run, info: False,
+        "historyKeys": lambda run, info: strict(json.loads(run["historyKeys"])) if run["historyKeys"] else None,
+        "stopped": lambda run, info: bool(run["shouldStop"]),
+        "failed": lambda run, info: run["state"] in ("failed", "crashed"),
+        "running": lambda run, info: run["state"] in LIVE,
+        "eventsLineCount": lambda run, info: info.context.store.line_count(run["id"], "wandb-events.jsonl"),
+        "logLineCount": lambda run, info: info.context.store.line_count(run["id"], "output.log"),
+        "historyTail": lambda run, info: _tail(info.context.store.history(run["id"])),
+        "eventsTail": lambda run, info: _tail(_events(run, info)),
+        "wandbConfig": _wandb_config,
+        "history": _history,
+        "events": _events,
+        "sampledHistory": _sampled_history,
+        "parquetHistory": lambda run, info, liveKeys: {"parquetUrls": [], "liveData": []},  # everything is live
+        "logLines": _log_lines,
+        "fileCount": lambda run, info: len(_files(run, info)["edges"]),
+        "files": _files,
+    },
+    "File": {
+        "displayName": lambda file, info: file["name"],
+        "url": lambda file, info, upload=None: info.context.file_url(file, "PUT" if upload else "GET"),
+        "directUrl": lambda file, info: info.context.file_url(file, "GET"),
+        "uploadUrl": lambda file, info: info.context.file_url(file, "PUT"),
+        "uploadHeaders": lambda file, info: [],
+        "digest": lambda file, info: file["md5"],
+    },
+}
