@@ -159,6 +159,13 @@ def _distribution(path: tuple[str, ...], spec: dict) -> str:
     missing = [key for key in REQUIRED.get(kind, ()) if key not in spec]
     if missing:
         raise ValueError(f"parameter {'.'.join(path)} ({kind}) lacks {', '.join(missing)}")
+    if BOUNDS[0] in spec and BOUNDS[1] in spec:
+        low, high = (spec[bound] for bound in BOUNDS)
+        for bound in (low, high):
+            if not isinstance(bound, int | float):
+                raise ValueError(f"parameter {'.'.join(path)}: {bound!r} is not a number; YAML wants 1.0e-5, not 1e-5")
+        if low >= high:
+            raise ValueError(f"parameter {'.'.join(path)}: min {low} is not below max {high}")
     return kind
 
 
