@@ -1,0 +1,27 @@
+# make experiment   the whole experiment, on a GPU or a CPU: outputs/learning_rate_exploration/README.md
+# make test         all tests and lint
+PYTHON ?= python3
+BIN := .venv/bin
+
+experiment: .venv/installed starter/data/test.jsonl
+	$(BIN)/python experiment.py
+
+test: .venv/installed-tests starter/data/test.jsonl
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+.venv/installed: requirements.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
+
+.venv/installed-tests: .venv/installed tests/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r tests/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps sweeps==0.3.0
+	touch $@
+
+starter/data/test.jsonl: starter/docstrings.py | .venv/installed
+	$(BIN)/python -m starter.docstrings
+
+.PHONY: experiment test
