@@ -40,6 +40,8 @@ def analyse(options: argparse.Namespace) -> int:
         from analysis import pull  # wandb, which an analysis from files does not need
 
         directory = options.output or OUTPUT
+        save(probe := directory / ".probe", "")  # an output that cannot be written shows before a long pull
+        probe.unlink()
         handles = pull.pull(options.source, directory)
     elif len(options.source) > 1 or options.output not in (None, directory):
         raise InputError(f"{directory} is analysed alone and in place: give one directory and no other --output")
@@ -71,7 +73,7 @@ def refine(study: Study, directory: Path) -> None:
         return
     path = directory / "sweep.yaml"
     save(path, followups.to_yaml(followups.config(study, "refinement", learning_rate=grid)))
-    print(f"Next: {why}. Rates {', '.join(f'{r:g}' for r in grid)} are in {path}: wandb sweep {path}")
+    print(f"Next: {why}. Rates {followups.labels(grid)} are in {path}: wandb sweep {path}")
 
 
 if __name__ == "__main__":

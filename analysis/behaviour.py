@@ -5,13 +5,13 @@ Losses are in nats per token, ratios have no unit, steps are optimiser steps.
 """
 
 import math
-from bisect import bisect_left, insort
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from analysis.runs import COMPLETE, TAIL, TAIL_STEPS, EvalNLL, Run, Series
+from analysis.curves import paired_ratio, paired_se, robust_z, rolling_median, roughness
+from analysis.runs import COMPLETE, TAIL, TAIL_STEPS, Run, Series
 
 # Thresholds: unit, and why this value.
 TAIL_RISE = 1.5  # ratio D of the tail's median loss to the smoothed minimum: 0 % false alarms at 15 % batch noise
@@ -24,13 +24,16 @@ SPIKE_STEPS = 3  # consecutive steps: heavy-tailed batches make one or two, not 
 SPIKE_WINDOW = (20, 64)  # steps in the causal window, T/4 between these: short enough to follow the descent
 SPIKE_HISTORY = 10  # steps before the first z: a median of fewer is noise
 BUMP_RATIO = 1.2  # ratio R of the smoothed loss to its running minimum
-BUMP_NOISE = 6.0  # standard errors of the rolling median that a bump must exceed
+BUMP_NOISE = 10.0  # standard errors of the rolling median that a bump must exceed: 6 fire on 25 % of quiet runs
 REBOUND_NATS = 0.01  # rise of the eval loss above its minimum that matters
-REBOUND_SE = 2.0  # and paired standard errors that it must exceed
+REBOUND_SE = 2.0  # and paired standard errors over examples that it must exceed
+REBOUND_ROUGHNESS = 4.0  # and standard deviations of the eval curve about its own course: steps are noisy as well
+REBOUND_NOISE = 3.0  # standard errors of the rolling median by which the train loss must have risen too, to be unstable
 REBOUND_SHARE = 0.10  # last share of the steps in which every evaluation must show the rebound: one may be luck
 GAIN = 0.90  # captured gain G from which a run is as good as a small refinement away from the best
 FALLING_SHARE = 0.25  # last share of the steps over which "still falling" is judged
 FALLING_GAIN = 0.01  # share of l0 − l* by which the eval loss must fall there
+FALLING_ROUGHNESS = 3.0  # and standard deviations of the eval curve about its own course
 CLIP_BOUND = 0.5  # share of clipped steps from which clipping, not the rate, sets the step (Tuning Playbook)
 FAST_START = (0.05, 0.10)  # shares of the steps between which "fast start" compares train losses
 
@@ -54,72 +57,6 @@ class Verdict:
     step: int | None
     measured: float | None
     reason: str
-
-
-def rolling_median(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred median (n,) over an odd `width`; at the ends over the part of the window that exists."""
-    half, window, out = width // 2, [], np.empty(len(values))
-    for entering in range(len(values) + half):
-        if entering < len(values):
-            insort(window, values[entering])
-        if entering >= width:
-            del window[bisect_left(window, values[entering - width])]
-        if entering >= half:
-            middle = len(window) // 2
-            out[entering - half] = window[middle] if len(window) % 2 else (window[middle - 1] + window[middle]) / 2
-    return out
-
-
-def ema(values: np.ndarray, planned_steps: int) -> np.ndarray:
-    """Bias-corrected exponential mean (n,), for display only; a non-finite value breaks the line where it stands."""
-    b, mean, weight, out = (0.9 if planned_steps <= 200 else 0.98), 0.0, 0.0, np.full(len(values), np.nan)
-    for t, value in enumerate(values):
-        if math.isfinite(value):
-            mean, weight = b * mean + (1 - b) * value, b * weight + (1 - b)
-            out[t] = mean / weight
-    return out
-
-
-def robust_z(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """z (n,) of each value against the median and MAD of the `window` values before it, and that median (n,).
-
-    The scale is max(1.4826·MAD, 1 % of the median); z is 0 until SPIKE_HISTORY values exist.
-    """
-    n, centre, spread = len(values), np.full(len(values), np.nan), np.full(len(values), np.nan)
-    for t in range(SPIKE_HISTORY, min(window, n)):
-        centre[t] = np.median(values[:t])
-        spread[t] = np.median(np.abs(values[:t] - centre[t]))
-    if n > window:
-        before = np.lib.stride_tricks.sliding_window_view(values[:-1], window)
-        centre[window:] = np.median(before, axis=1)
-        spread[window:] = np.median(np.abs(before - centre[window:, None]), axis=1)
-    z = (values - centre) / np.maximum(1.4826 * spread, 0.01 * np.abs(centre))
-    return np.nan_to_num(z, nan=0.0, posinf=0.0), centre
-
-
-def paired_ratio(run: Run, reference: Run | None) -> Series | None:
-    """rho_t = l_t/l_t(reference), same seed, so the batches' noise cancels; None without a finite reference."""
-    if reference is None or reference is run:
-        return None
-    a, b = run["train/loss"].finite, reference["train/loss"].finite
-    step, at_a, at_b = np.intersect1d(a.step, b.step, return_indices=True)
-    if len(step) < 0.9 * len(a) or (b.value[at_b] <= 0).any():
-        return None
-    return Series(step, a.value[at_a] / b.value[at_b])
-
-
-def paired_se(eval_nll: EvalNLL | None, step_a: int, step_b: int) -> float:
-    """Standard error, in nats per token, of the eval loss difference between two steps; 0 if not recorded.
-
-    Linearised ratio estimator over examples: sd of (d_i − d·n_i) / mean tokens / sqrt(N).
-    """
-    if eval_nll is None or not {step_a, step_b} <= set(eval_nll.steps.astype(int)):
-        return 0.0
-    steps = eval_nll.steps.astype(int).tolist()
-    difference = eval_nll.nll[steps.index(step_a)] - eval_nll.nll[steps.index(step_b)]
-    residual = difference - difference.sum() / eval_nll.tokens.sum() * eval_nll.tokens
-    se = math.sqrt((residual**2).sum()) / eval_nll.tokens.sum()
-    return se if math.isfinite(se) else 0.0
 
 
 @dataclass
@@ -154,12 +91,23 @@ class Evidence:
         return 1.25 * 1.4826 * float(np.median(np.abs(residual - np.median(residual)))) / math.sqrt(self.width)
 
     @cached_property
+    def tail(self) -> np.ndarray:
+        """Whether each step (n,) is among the last 10 % (at least 10)."""
+        return self.train.step > self.run.last_step - max(TAIL_STEPS, TAIL * (self.run.planned_steps or 0))
+
+    @cached_property
     def tail_rise(self) -> float | None:
         """D = median loss over the last 10 % of the steps over the minimum of lm_t."""
-        if len(self.train) < 2 * TAIL_STEPS:
+        if len(self.train) < 2 * TAIL_STEPS or not self.tail.any():
             return None
-        tail = self.train.between(self.run.last_step - max(TAIL_STEPS, TAIL * self.run.planned_steps) + 1, np.inf)
-        return float(np.median(tail.value) / self.smoothed.min()) if len(tail) else None
+        return float(np.median(self.train.value[self.tail]) / self.smoothed.min())
+
+    @cached_property
+    def late_rise(self) -> float | None:
+        """The same over the minimum of lm_t before those steps: below 1 while the loss still falls."""
+        if len(self.train) < 2 * TAIL_STEPS or not self.tail.any() or self.tail.all():
+            return None
+        return float(np.median(self.train.value[self.tail]) / self.smoothed[~self.tail].min())
 
     @cached_property
     def bump(self) -> tuple[float, int] | None:
@@ -174,6 +122,11 @@ class Evidence:
             return None
         ratio = np.where(counts, self.smoothed / before, 0.0)
         return float(ratio.max()), int(self.train.step[ratio.argmax()])
+
+    @cached_property
+    def roughness(self) -> float:
+        """Standard deviation, in nats, of the eval loss about its own course over the second half of the run."""
+        return roughness(self.run["eval/loss"].finite.between((self.run.planned_steps or 0) / 2, np.inf).value)
 
     @cached_property
     def gain(self) -> float | None:
@@ -218,9 +171,9 @@ def not_finite(e: Evidence) -> Verdict | None:
     stop = e.run.diverged_at_step
     if not lost and stop is None:
         return None
-    step, name, value = min(lost) if lost else (stop, "run", math.nan)
-    if stop is not None and stop <= step:
-        return Verdict("diverged", stop, value, f"training stopped itself as diverged at step {stop}")
+    if not lost or (stop is not None and stop < min(lost)[0]):
+        return Verdict("diverged", stop, None, f"training stopped itself as diverged at step {stop}")
+    step, name, value = min(lost)
     return Verdict("diverged", step, value, f"{name} not finite from step {step} on")
 
 
@@ -281,7 +234,7 @@ def spiked(e: Evidence) -> Verdict | None:
     if len(series) <= SPIKE_HISTORY:
         return None
     low, high = SPIKE_WINDOW
-    z, centre = robust_z(series.value, min(high, max(low, (e.run.planned_steps or 0) // 4)))
+    z, centre = robust_z(series.value, min(high, max(low, (e.run.planned_steps or 0) // 4)), SPIKE_HISTORY)
     hot = (z >= SPIKE_Z) & (series.value >= SPIKE_RATIO * np.nan_to_num(centre, nan=np.inf))
     streak = np.convolve(hot, np.ones(SPIKE_STEPS, int))[: len(hot)] == SPIKE_STEPS
     if not streak.any():
@@ -310,7 +263,11 @@ def rebound(e: Evidence) -> tuple[float, int] | None:
         return None
     lowest = int(series.value.argmin())
     rise = float(late.value.min() - series.value[lowest])
-    limit = max(REBOUND_NATS, REBOUND_SE * paired_se(e.run.eval_nll, int(late.step[-1]), int(series.step[lowest])))
+    limit = max(
+        REBOUND_NATS,
+        REBOUND_SE * paired_se(e.run.eval_nll, int(late.step[-1]), int(series.step[lowest])),
+        REBOUND_ROUGHNESS * e.roughness,
+    )
     return (rise, int(series.step[lowest])) if rise > limit else None
 
 
@@ -320,9 +277,9 @@ def rebounded(e: Evidence) -> Verdict | None:
         return None
     rise, step = found
     words = f"eval loss ended ≥ {rise:.3f} above its minimum of step {step}"
-    margin = 1 + BUMP_NOISE / 2 * e.noise
-    if e.tail_rise is not None and e.tail_rise > margin:
-        reason = f"{words}, and train loss at {e.tail_rise:.2f} × its minimum (limit {margin:.2f})"
+    margin, ratio = 1 + REBOUND_NOISE * e.noise, e.late_rise
+    if ratio is not None and ratio > margin:
+        reason = f"{words}, and train loss at {ratio:.2f} × its minimum before (limit {margin:.2f})"
         return Verdict("unstable", step, rise, reason)
     return Verdict("overfitting", step, rise, f"{words}, while train loss is at its minimum")
 
@@ -343,11 +300,11 @@ def small_gain(e: Evidence) -> Verdict | None:
     series = e.run["eval/loss"].finite
     before = series.between(0, (1 - FALLING_SHARE) * e.run.planned_steps)
     fell = float(before.value[-1] - series.value[-1]) if len(before) else 0.0
-    share = fell / (e.base_loss - e.best_loss)
+    least = max(FALLING_GAIN * (e.base_loss - e.best_loss), FALLING_ROUGHNESS * e.roughness)
     words = (
         f"captured {e.gain:.0%} of the gain; eval loss fell {fell:.3f} over the last {FALLING_SHARE:.0%} of the steps"
     )
-    behaviour = "slow" if share > FALLING_GAIN else "plateaued"
+    behaviour = "slow" if fell > least else "plateaued"
     return Verdict(behaviour, e.run.last_step, e.gain, words)
 
 

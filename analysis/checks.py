@@ -2,7 +2,7 @@
 
 import math
 
-from analysis.runs import Run, number
+from analysis.runs import Run, number, plural, rate_label
 from analysis.study import Study
 
 BASE_TOLERANCE = 1e-3  # nats per token: LoRA's B is 0 at step 0, so every run is the base model there
@@ -42,10 +42,9 @@ def rates_are_the_grid(study: Study) -> dict:
     if points is None:
         return result("rates = grid", [], "", known=False) | {"detail": "the sweep is not a grid over learning_rate"}
     asked, got = {rate for rate, _ in points}, set(study.used)
-    missing = [f"no run at {r:g}" for r in sorted(asked) if not any(math.isclose(r, g, rel_tol=1e-6) for g in got)]
-    extra = [
-        f"{g:g} is not in the grid" for g in sorted(got) if not any(math.isclose(r, g, rel_tol=1e-6) for r in asked)
-    ]
+    missing = [f"no run at {rate_label(rate)}" for rate in sorted(asked) if not study.at(rate)]
+    known = [next((g for g in got if math.isclose(rate, g, rel_tol=1e-6)), None) for rate in asked]
+    extra = [f"{rate_label(rate)} is not in the grid" for rate in sorted(got - set(known))]
     return result("rates = grid", missing + extra, f"{len(got)} rates run, {len(asked)} in the grid")
 
 
@@ -54,7 +53,7 @@ def no_run_missing(study: Study) -> dict:
     failures = []
     for rate, seed in points:
         runs = [r for r in study.at(rate) if seed is None or r.seed == seed]
-        where = f"{rate:g}" if seed is None else f"{rate:g}, seed {seed:g}"
+        where = f"{rate_label(rate)}" if seed is None else f"{rate_label(rate)}, seed {seed:g}"
         if not runs:
             failures.append(f"no run at {where}")
         elif all(study.verdicts[r.id].behaviour == "incomplete" for r in runs):
@@ -68,7 +67,7 @@ def base_equal(study: Study) -> dict:
         return result("step-0 eval equal", [], "", known=False)
     spread = max(bases.values()) - min(bases.values())
     low, high = min(bases, key=bases.get), max(bases, key=bases.get)
-    words = f"l0 between {bases[low]:.4f} and {bases[high]:.4f} over {len(bases)} runs"
+    words = f"l0 between {bases[low]:.4f} and {bases[high]:.4f} over {plural(len(bases), 'run')}"
     return result("step-0 eval equal", [f"{words} (runs {low}, {high})"] if spread >= BASE_TOLERANCE else [], words)
 
 
@@ -82,7 +81,9 @@ def same_first_batch(study: Study) -> dict:
         for seed, found in hashes.items()
         if len(found) > 1
     ]
-    return result("same first batch", failures, f"one first batch for each of {len(hashes)} seeds", bool(hashes))
+    return result(
+        "same first batch", failures, f"one first batch in each of {plural(len(hashes), 'seed')}", bool(hashes)
+    )
 
 
 def peak_rate(study: Study) -> dict:
@@ -93,15 +94,17 @@ def peak_rate(study: Study) -> dict:
             checked += 1
             peak = float(logged.value.max())
             if not math.isclose(peak, run.learning_rate, rel_tol=RATE_TOLERANCE):
-                failures.append(f"run {run.id} asked for {run.learning_rate:g}, its peak was {peak:g}")
-    return result("peak rate = requested", failures, f"in {checked} runs", bool(checked))
+                failures.append(
+                    f"run {run.id} asked for {rate_label(run.learning_rate)}, its peak was {rate_label(peak)}"
+                )
+    return result("peak rate = requested", failures, f"in {plural(checked, 'run')}", bool(checked))
 
 
 def adapters_float32(study: Study) -> dict:
     kinds = {run.id: str(run.config["adapter_dtype"]) for run in compared(study) if "adapter_dtype" in run.config}
     wrong = sorted({kind for kind in kinds.values() if "float32" not in kind})
     words = f"adapters stored in {', '.join(wrong)}: small updates round away, which makes low rates look slow"
-    return result("adapters float32", [words] if wrong else [], f"in {len(kinds)} runs", bool(kinds))
+    return result("adapters float32", [words] if wrong else [], f"in {plural(len(kinds), 'run')}", bool(kinds))
 
 
 def same_recipe(study: Study) -> dict:

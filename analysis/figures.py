@@ -11,9 +11,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from analysis import behaviour, statistics
-from analysis.runs import InputError, Run, Series
-from analysis.study import Study
+from analysis import statistics
+from analysis.curves import ema, paired_ratio
+from analysis.runs import InputError, Run, Series, rate_label
+from analysis.study import Study, median_steps
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -51,12 +52,6 @@ def colours(rates: list[float]) -> dict[float, str]:
     }
 
 
-def rate_label(rate: float) -> str:
-    """A rate as people write it: 1e-5, 2e-4, 3.2e-4."""
-    mantissa, exponent = f"{rate:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
 def mean_over_seeds(series: list[Series]) -> Series:
     """Mean over the runs at the steps that all of them have."""
     step = series[0].step
@@ -72,9 +67,11 @@ def draw_lines(axes: Axes, study: Study, column: str, smooth: bool = True) -> No
         colour, shown = colours(study.rates)[rate], []
         for run in runs:
             series = run[column]
+            if axes.get_yscale() == "log":
+                series = series.between(1, np.inf)  # nothing has moved at step 0
             if not len(series):
                 continue
-            line = Series(series.step, behaviour.ema(series.value, run.planned_steps or 0)) if smooth else series
+            line = Series(series.step, ema(series.value, run.planned_steps or 0)) if smooth else series
             if smooth:
                 axes.plot(series.step, series.value, color=colour, alpha=0.18, linewidth=0.6)
             style = "--" if study.diverged(run) else "-"
@@ -160,7 +157,9 @@ def final_loss(axes: Axes, study: Study) -> None:
     if c is not None:
         axes.plot(c.rates, c.loss, "-", color="#444444", linewidth=1.2, zorder=2)
         if c.replicates is not None:
-            bounds = np.array([statistics.interval(c.replicates[:, i]) for i in range(len(c.rates))])
+            # Paired: the spread that all rates share (which examples, which batches) is not in these bars.
+            differences = c.replicates - c.replicates[:, [study.best]]
+            bounds = study.best_loss + np.array([statistics.interval(column) for column in differences.T])
             axes.vlines(c.rates, bounds[:, 0], bounds[:, 1], color=[colours(rates)[r] for r in c.rates], linewidth=2.2)
             losses += [float(bounds.min()), float(bounds.max())]
         axes.axhspan(
@@ -199,7 +198,7 @@ def final_loss(axes: Axes, study: Study) -> None:
     if isinstance(alpha, int | float):
         above = axes.secondary_xaxis("top")
         rate_ticks(above, rates, alpha)
-        above.set_xlabel("α·η", fontsize=9, labelpad=2)
+        axes.annotate("α·η", (1.01, 1.03), xycoords="axes fraction", fontsize=9)
     axes.set(xlabel="learning rate η", ylabel="nats per token")
 
 
@@ -217,8 +216,8 @@ def rate_ticks(axes: Axes, rates: list[float], times: float = 1.0) -> None:
 def gradient_norm(axes: Axes, study: Study) -> None:
     if not any(len(r["train/grad_norm"]) for runs in study.used.values() for r in runs):
         return empty(axes, "no gradient norm recorded")
-    draw_lines(axes, study, "train/grad_norm")
     axes.set_yscale("log")
+    draw_lines(axes, study, "train/grad_norm")
     limit = study.recipe.get("max_grad_norm")
     if isinstance(limit, int | float) and limit > 0:
         axes.axhline(limit, color="#555555", linestyle=":", linewidth=1.2)
@@ -243,14 +242,12 @@ def gradient_norm(axes: Axes, study: Study) -> None:
 def update_ratio(axes: Axes, study: Study) -> None:
     if not any(len(r["eval/update_ratio"]) for runs in study.used.values() for r in runs):
         return empty(axes, "no update ratio recorded")
-    draw_lines(axes, study, "eval/update_ratio", smooth=False)
     axes.set_yscale("log")
+    draw_lines(axes, study, "eval/update_ratio", smooth=False)
     axes.set(xlabel="optimiser step", ylabel="‖ΔW‖ / ‖W‖")
 
 
 def steps_to_targets(axes: Axes, study: Study) -> None:
-    from analysis.hypotheses import median_steps
-
     planned, rates = study.planned_steps, study.rates
     table = {q: [median_steps(study, rate, q) for rate in rates] for q in statistics.TARGETS}
     if not planned or any(steps is None for row in table.values() for steps in row):
@@ -309,7 +306,7 @@ def comparison_figure(study: Study) -> Figure:
     figure, grid = plt.subplots(2, 3, figsize=(12, 7.8))
     for axes, (title, draw) in zip(grid.ravel(), PANELS, strict=True):
         draw(axes, study)
-        axes.set_title(title, pad=20 if draw in (gradient_norm,) else 6)
+        axes.set_title(title, pad=20 if draw in (gradient_norm, final_loss) else 6)
     legend(figure, study)
     return figure
 
@@ -321,10 +318,10 @@ def paired_ratio_figure(study: Study) -> Figure:
     for rate, runs in study.used.items():
         ratios = []
         for run in runs:
-            ratio = behaviour.paired_ratio(run, study.evidence[run.id].reference)
+            ratio = paired_ratio(run, study.evidence[run.id].reference)
             if ratio is None:
                 continue
-            smooth = Series(ratio.step, behaviour.ema(ratio.value, run.planned_steps or 0))
+            smooth = Series(ratio.step, ema(ratio.value, run.planned_steps or 0))
             style = "--" if study.diverged(run) else "-"
             colour = colours(study.rates)[rate]
             axes.plot(ratio.step, ratio.value, color=colour, alpha=0.2, linewidth=0.6)

@@ -2,16 +2,18 @@
 
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
 
-from analysis.runs import save
+from analysis.behaviour import onset
+from analysis.runs import plural, rate_label, save
 from analysis.statistics import COARSE
 from analysis.study import Study
 
 HALF_DECADE, QUARTER_DECADE = 10**0.5, 10**0.25
-SEEDS = [0, 1, 2]  # three are the fewest that give a spread
+SEEDS = 3  # the fewest that give a spread worth the name
 
 
 def two_digits(rate: float) -> float:
@@ -33,15 +35,15 @@ def refinement_grid(study: Study) -> tuple[list[float], str]:
         first = min(study.infeasible)
         return [
             two_digits(first / HALF_DECADE**k) for k in (4, 3, 2, 1)
-        ], f"every rate from {first:g} up diverged: go left"
+        ], f"every rate from {rate_label(first)} up diverged: go left"
     basin = basin_rates(study)
     low, high, infeasible = min(basin), max(basin), set(study.infeasible)
     left = max((r for r in rates if r < low), default=None)
     right = min((r for r in rates if r > high), default=None)
     known = [r for r in (left, *basin, right) if r is not None]
-    gap = max((b / a for a, b in zip(known, known[1:], strict=False)), default=math.inf)
+    gap = max((b / a for a, b in pairwise(known)), default=math.inf)
     # The step is halved only where the grid is already half a decade fine.
-    step = HALF_DECADE if gap > COARSE * 1.1 else QUARTER_DECADE
+    step = HALF_DECADE if gap > COARSE * 1.1 or None in (left, right) else QUARTER_DECADE
     start = left if left is not None else low / step**2.5
     stop = right if right is not None else high * step**2.5
     best = study.best_rate
@@ -51,12 +53,12 @@ def refinement_grid(study: Study) -> tuple[list[float], str]:
         r for r in grid if start * 1.1 < r < stop / 1.1 and all(abs(math.log(r / old)) > math.log(1.1) for old in rates)
     ]
     ends = [
-        f"{left:g}" if left is not None else "an open left end",
-        f"{right:g}" if right is not None else "an open right end",
+        rate_label(left) if left is not None else "an open left end",
+        rate_label(right) if right is not None else "an open right end",
     ]
     ends[1] += ", which diverged" if right in infeasible else ""
     width = "half" if step == HALF_DECADE else "a quarter of"
-    why = f"the best rate so far is {best:g}, between {ends[0]} and {ends[1]}: {width} a decade apart there"
+    why = f"the best rate so far is {rate_label(best)}, between {ends[0]} and {ends[1]}: {width} a decade apart there"
     return new, why
 
 
@@ -73,83 +75,83 @@ def config(study: Study, name: str, **values: list) -> dict:
     return {"name": name, **kept, "method": "grid", "parameters": parameters}
 
 
-def follow_ups(study: Study) -> list[dict]:
-    """Each as {"name", "question", "why", "config"}, in the order in which they are worth running."""
-    found = []
+def follow_up(study: Study, name: str, question: str, why: str, **values: list) -> dict:
+    return {"name": name, "question": question, "why": why, "config": config(study, name, **values)}
 
-    def add(name: str, question: str, why: str, **values: list) -> None:
-        found.append({"name": name, "question": question, "why": why, "config": config(study, name, **values)})
 
+def behaving(study: Study, *classes: str) -> list[float]:
+    """Rates with at least one counted run of these classes."""
+    return [rate for rate, runs in study.used.items() if any(study.verdicts[r.id].behaviour in classes for r in runs)]
+
+
+def labels(rates: list[float]) -> str:
+    return ", ".join(map(rate_label, rates))
+
+
+def refinement(study: Study) -> dict | None:
     grid, why = refinement_grid(study)
-    if grid:
-        add("refinement", "Where exactly is the optimum?", why, learning_rate=grid)
-    if study.comparison is None:
-        return found
-    best = study.best_rate
-    if 0 < study.seeds < len(SEEDS):
-        others = sorted({int(s) for s in study.comparison.seeds})
-        more = [s for s in range(10) if s not in others][: len(SEEDS) - len(others)]
-        why = f"{study.seeds} seed{'s' * (study.seeds > 1)} so far: the seeds' variance is {'unknown' if study.seeds == 1 else 'uncertain'}"
-        add("seeds", "Does the order of the rates survive another seed?", why, learning_rate=study.rates, seed=more)
-    slow = [r for r in study.rates if any(study.verdicts[run.id].behaviour == "slow" for run in study.used[r])]
-    if slow and study.planned_steps:
-        why = f"eval loss was still falling at {', '.join(f'{r:g}' for r in slow)} after {study.planned_steps} steps"
-        add(
-            "steps",
-            "Do the slow rates catch up in twice the steps?",
-            why,
-            learning_rate=sorted({*slow, best}),
-            max_steps=[2 * study.planned_steps],
-        )
-    alpha = study.recipe.get("lora_alpha")
-    if isinstance(alpha, int | float) and alpha >= 2:
-        why = f"η {best:g} at α {alpha:g} was best: if α·η decides, the best η halves when α doubles"
-        alphas = [alpha // 2 if isinstance(alpha, int) and alpha % 2 == 0 else alpha / 2, 2 * alpha]
-        add(
-            "alpha_rate",
-            "Is it α·η that matters?",
-            why,
-            learning_rate=[two_digits(best * k) for k in (0.5, 1, 2)],
-            lora_alpha=alphas,
-        )
-    warmup = max((run.warmup_steps for runs in study.used.values() for run in runs), default=0)
-    early = [
-        r
-        for r in study.rates
-        if any(study.diverged(run) and run_onset(study, run.id) == "early" for run in study.used[r])
-    ]
-    if early and study.planned_steps:
-        longer = sorted({max(2 * warmup, round(share * study.planned_steps)) for share in (0.1, 0.2)})
-        why = f"{', '.join(f'{r:g}' for r in early)} diverged early, with {warmup} steps of warm-up"
-        add(
-            "warmup",
-            "Does a longer warm-up make the diverging rate usable?",
-            why,
-            learning_rate=[early[0]],
-            warmup_steps=longer,
-        )
-    shaky = [
-        r
-        for r in study.rates
-        if any(study.verdicts[run.id].behaviour in ("unstable", "diverged") for run in study.used[r])
-    ]
-    steps = study.recipe.get("gradient_accumulation_steps")
-    if shaky and isinstance(steps, int):
-        why = f"{', '.join(f'{r:g}' for r in shaky)} became unstable or diverged: a larger batch has less noise to amplify"
-        add(
-            "batch_size",
-            "Is it the batch's noise?",
-            why,
-            learning_rate=sorted({best, shaky[0]}),
-            gradient_accumulation_steps=[4 * steps],
-        )
-    return found
+    question = "Where exactly is the optimum?"
+    return follow_up(study, "refinement", question, why, learning_rate=grid) if grid else None
 
 
-def run_onset(study: Study, run_id: str) -> str | None:
-    from analysis.behaviour import onset
+def seeds(study: Study) -> dict | None:
+    have = [int(s) for s in study.comparison.seeds] if study.comparison else []
+    if study.comparison is None or len(have) >= SEEDS:
+        return None
+    more = [s for s in range(2 * SEEDS) if s not in have][: SEEDS - max(1, len(have))]
+    variance = "unknown" if len(have) < 2 else "uncertain"
+    why = f"{plural(max(1, len(have)), 'seed')} so far: how much seeds vary is {variance}"
+    return follow_up(study, "seeds", "Does the order survive another seed?", why, learning_rate=study.rates, seed=more)
 
-    return onset(study.verdicts[run_id], study.evidence[run_id].run)
+
+def steps(study: Study) -> dict | None:
+    slow = behaving(study, "slow")
+    if not slow or study.best_rate is None:
+        return None
+    why = f"eval loss was still falling at {labels(slow)} after {study.planned_steps} steps"
+    rates = sorted({*slow, study.best_rate})
+    question = "Do the slow rates catch up in twice the steps?"
+    return follow_up(study, "steps", question, why, learning_rate=rates, max_steps=[2 * study.planned_steps])
+
+
+def alpha_rate(study: Study) -> dict | None:
+    alpha, best = study.recipe.get("lora_alpha"), study.best_rate
+    if not isinstance(alpha, int) or alpha < 2 or best is None:
+        return None
+    why = f"the best rate was {rate_label(best)} at α = {alpha}: if α·η decides, it halves when α doubles"
+    rates = [two_digits(best * factor) for factor in (0.5, 1, 2)]
+    question = "Is it α·η that matters?"
+    return follow_up(study, "alpha_rate", question, why, learning_rate=rates, lora_alpha=[alpha // 2, 2 * alpha])
+
+
+def warmup(study: Study) -> dict | None:
+    early = [rate for rate, runs in study.used.items() if any(onset(study.verdicts[r.id], r) == "early" for r in runs)]
+    if not early or not study.planned_steps:
+        return None
+    now = max(run.warmup_steps for runs in study.used.values() for run in runs)
+    longer = sorted({max(2 * now, round(share * study.planned_steps)) for share in (0.1, 0.2)})
+    why = f"{labels(early)} diverged early, with {now} steps of warm-up"
+    question = "Does a longer warm-up make the diverging rate usable?"
+    return follow_up(study, "warmup", question, why, learning_rate=early[:1], warmup_steps=longer)
+
+
+def batch_size(study: Study) -> dict | None:
+    shaky, now = behaving(study, "unstable", "diverged"), study.recipe.get("gradient_accumulation_steps")
+    if not shaky or not isinstance(now, int):
+        return None
+    why = f"{labels(shaky)} became unstable or diverged: a batch 4 × as large has half the noise"
+    rates = sorted({shaky[0], study.best_rate or shaky[0]})
+    question = "Is it the batch's noise?"
+    return follow_up(study, "batch_size", question, why, learning_rate=rates, gradient_accumulation_steps=[4 * now])
+
+
+# In the order in which they are worth running; each returns None where the data do not call for it.
+FOLLOW_UPS = (refinement, seeds, steps, alpha_rate, warmup, batch_size)
+
+
+def follow_ups(study: Study) -> list[dict]:
+    """Each as {"name", "question", "why", "config"}."""
+    return [found for follow in FOLLOW_UPS if (found := follow(study))]
 
 
 def to_yaml(configuration: dict) -> str:

@@ -6,13 +6,13 @@ Every run in every state and every row of its history, unsampled and unfiltered;
 import json
 import os
 import re
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import wandb
-
 from analysis.runs import InputError, learning_rate, rate_directory, save, strict, to_json
 
 FILES = ("eval_nll.json", "generations.json")  # files of a run that the analysis reads
@@ -74,9 +74,10 @@ def pull(paths: list[str], output: Path) -> list:
         )
         runs = list(api.runs(f"{sweep.entity}/{sweep.project}", {"sweep": sweep.id}, per_page=200, lazy=False))
         for count, run in enumerate(runs, 1):
-            print(f"\r{path}: run {count} of {len(runs)}", end="", flush=True)
+            if sys.stdout.isatty():
+                print(f"\r{path}: run {count} of {len(runs)}", end="", flush=True)
             texts.setdefault(rate_directory(learning_rate(run.config)), []).append(record(run, sweep.id))
-        print(f"\r{path}: {len(runs)} runs read   ")
+        print(f"{chr(13) if sys.stdout.isatty() else ''}{path}: {len(runs)} runs read")
         handles += runs
     if not handles:
         raise InputError(f"no runs yet in {' '.join(paths)}: start some with wandb agent {paths[0]}")

@@ -6,18 +6,18 @@ import numpy as np
 
 from analysis import behaviour, statistics
 from analysis.checks import checks
+from analysis.curves import area_under, first_crossing
 from analysis.followups import follow_ups, sweep_file
-from analysis.hypotheses import finite, gain_interval, hypotheses, median_steps
+from analysis.hypotheses import hypotheses
 from analysis.mechanism import mechanism
 from analysis.runs import Run
-from analysis.study import Study
+from analysis.study import Study, gain_interval, median_steps
 
 
 def results(study: Study) -> dict:
     """The whole analysis as plain data, deterministic for given runs: no time, no path, no order of arrival."""
     flags = {run.id: run_flags(study, run) for run in study.runs}
-    return {
-        "sweeps": study.sweeps,
+    computed = {
         "recipe": study.recipe,
         "differing": study.differing,
         "planned_steps": study.planned_steps,
@@ -33,12 +33,28 @@ def results(study: Study) -> dict:
         "checks": checks(study),
         "mechanism": mechanism(study),
         "follow_ups": [follow | {"file": sweep_file(follow["name"])} for follow in follow_ups(study)],
-        "runs": [run_row(study, run, flags[run.id]) for run in study.runs],
     }
+    rows = [rounded(run_row(study, run, flags[run.id])) | recorded(run) for run in study.runs]
+    return {"sweeps": study.sweeps, **rounded(computed), "runs": rows}
+
+
+def rounded(value: object) -> object:
+    """Computed numbers to 9 digits: sums may differ in the last bits between machines, the page must not."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value
+
+
+def recorded(run: Run) -> dict:
+    return {"generations": run.generations, "config": run.config, "summary": run.summary}
 
 
 def run_row(study: Study, run: Run, flags: list[str]) -> dict:
-    """Identity, config, summary, computed quantities and verdict of one run."""
+    """Identity, computed quantities and verdict of one run."""
     evidence, verdict = study.evidence[run.id], study.verdicts[run.id]
     ratio, rank = run["eval/update_ratio"], run["eval/stable_rank"]
     return {
@@ -71,9 +87,6 @@ def run_row(study: Study, run: Run, flags: list[str]) -> dict:
         "reason": verdict.reason,
         "flags": flags,
         "notes": run.notes,
-        "generations": run.generations,
-        "config": run.config,
-        "summary": run.summary,
     }
 
 
@@ -82,10 +95,10 @@ def convergence(study: Study, run: Run) -> dict | None:
     if None in (study.base_loss, study.best_loss) or study.base_loss <= study.best_loss:
         return None
     tokens, pace = run["train/num_tokens"].finite, run.seconds_per_step
-    found = {"area": statistics.area_under(run["eval/loss"], study.base_loss, study.best_loss, run.planned_steps or 0)}
+    found = {"area": area_under(run["eval/loss"], study.base_loss, study.best_loss, run.planned_steps or 0)}
     for q in statistics.TARGETS:
         target = study.base_loss - q * (study.base_loss - study.best_loss)
-        steps = statistics.first_crossing(run["eval/loss"], target)
+        steps = first_crossing(run["eval/loss"], target)
         found[f"{q:g}"] = {
             "target": target,
             "steps": steps,
@@ -217,7 +230,7 @@ def led_early(run: Run, peers: list[Run]) -> bool:
 
 def spread(values: list[float | None]) -> dict:
     """Mean and sample sd of the finite values, with their number; sd None for fewer than two."""
-    kept = finite(values)
+    kept = np.array([v for v in values if v is not None and math.isfinite(v)])
     return {
         "mean": float(kept.mean()) if len(kept) else None,
         "sd": float(kept.std(ddof=1)) if len(kept) > 1 else None,

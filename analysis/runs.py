@@ -315,6 +315,18 @@ def rate_directory(rate: float | None) -> str:
     return "lr_unknown" if rate is None else f"lr_{rate}"
 
 
+def rate_label(rate: float | None) -> str:
+    """A rate as people write it: 1e-5, 2e-4, 3.2e-4."""
+    if rate is None:
+        return "unknown"
+    mantissa, exponent = f"{rate:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
 def load(directory: Path) -> tuple[list[dict], list[Run]]:
     """The sweeps and runs of an output directory, runs by learning rate, seed and age.
 

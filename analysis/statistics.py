@@ -224,26 +224,6 @@ def optimum(comparison: Comparison, infeasible: list[float]) -> dict:
     return result
 
 
-def first_crossing(series: Series, target: float) -> float:
-    """Step at which the eval curve first reaches `target`, linearly interpolated; infinity if it never does."""
-    below = np.flatnonzero(series.value <= target)
-    if not len(below):
-        return math.inf
-    i = int(below[0])
-    if i == 0 or not np.isfinite(series.value[i - 1]):
-        return float(series.step[i])
-    fall = (series.value[i - 1] - target) / (series.value[i - 1] - series.value[i])
-    return float(series.step[i - 1] + fall * (series.step[i] - series.step[i - 1]))
-
-
-def area_under(series: Series, base_loss: float, best_loss: float, planned_steps: int) -> float:
-    """Mean over the run of (e − l*)/(l0 − l*): 0 at the best from the start, 1 nothing learned; ∞ if not finite."""
-    if len(series) < 2 or not np.isfinite(series.value).all() or series.step[-1] < 0.95 * planned_steps:
-        return math.inf
-    height = (series.value - best_loss) / (base_loss - best_loss)
-    return float(((height[1:] + height[:-1]) / 2 * np.diff(series.step)).sum() / (series.step[-1] - series.step[0]))
-
-
 def sensitivity(losses: list[float], base_loss: float, best_loss: float) -> float:
     """S = mean over the grid of min(E, l0) − l* (Wortsman et al. 2023, arXiv:2309.14322, §2.2); NaN counts as l0."""
     return float(np.mean([base_loss if not loss <= base_loss else loss for loss in losses]) - best_loss)

@@ -8,6 +8,7 @@ import numpy as np
 
 from analysis import behaviour, statistics
 from analysis.behaviour import Evidence, Verdict
+from analysis.curves import first_crossing
 from analysis.runs import RECIPE_KEYS, Run
 
 
@@ -153,3 +154,25 @@ def reference(run: Run, used: dict[float, list[Run]]) -> Run | None:
     lowest = next((r for r in used[min(used)] if r.seed == run.seed), None)
     whole = lowest is not None and lowest.complete and np.isfinite(lowest["train/loss"].value).all()
     return lowest if whole else None
+
+
+def median_steps(study: Study, rate: float, q: float) -> float | None:
+    """Median over seeds of the steps to l0 − q(l0 − l*); a miss is infinite and stays in; None if not defined."""
+    runs = study.at(rate)
+    if not runs or None in (study.base_loss, study.best_loss) or study.base_loss <= study.best_loss:
+        return None
+    target = study.base_loss - q * (study.base_loss - study.best_loss)
+    steps = sorted(first_crossing(run["eval/loss"], target) for run in runs)
+    low, high = steps[(len(steps) - 1) // 2], steps[len(steps) // 2]
+    return math.inf if math.isinf(high) else (low + high) / 2
+
+
+def gain_interval(study: Study, place: int) -> tuple[float, float] | None:
+    """The 95 % interval of G of one rate, l0 and the best rate's loss resampled along."""
+    c = study.comparison
+    if c is None or c.replicates is None or c.base_replicates is None:
+        return None
+    reach = c.base_replicates - c.replicates.min(axis=1)
+    if (reach <= 0).any():
+        return None
+    return statistics.interval((c.base_replicates - c.replicates[:, place]) / reach)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.runs import rate_directory, to_json
+from analysis.runs import Run, Series, rate_directory, to_json
 
 BASE, FLOOR = 4.2, 2.7  # nats per token: untrained, and the best that a rate reaches
 KINDS = (
@@ -81,7 +81,7 @@ def curves(
         width = planned * rng.uniform(0.06, 0.1)
         clean = clean * (1 + rng.uniform(0.9, 1.2) * np.exp(-(((at - t0) / width) ** 2)))
     elif kind == "rebound":
-        clean = clean * (1 + rng.uniform(0.38, 0.45) * after)
+        clean = clean * (1 + rng.uniform(0.22, 0.32) * after)
         held_out = held_out * (1 + rng.uniform(0.1, 0.3) * after)
     elif kind == "rising":
         clean = clean * (1 + rng.uniform(0.8, 1.4) * after)
@@ -95,7 +95,9 @@ def curves(
     common = batch_noise(planned, noise, np.random.default_rng([seed, 99]))
     train = clean[1:] * common * batch_noise(planned, noise / 5, rng)
     steps = eval_steps(planned)
-    heldout = held_out[steps] * np.where(steps == 0, 1.0, 1 + 0.001 * rng.standard_normal(len(steps)))
+    heldout = held_out[steps] * np.where(
+        steps == 0, 1.0, 1 + rng.uniform(0.0003, 0.002) * rng.standard_normal(len(steps))
+    )
     if kind == "nan":
         train[t0] = np.nan
     if kind == "stopped":
@@ -104,6 +106,25 @@ def curves(
     if kind == "cut":
         return step[:t0], train[:t0], steps[steps <= t0], heldout[steps <= t0]
     return step, train, steps, heldout
+
+
+def run(kind: str, planned: int = 200, noise: float = 0.08, seed: int = 0) -> Run:
+    """The curves of one kind as a Run, without the detour through rows: for calibration."""
+    step, train, steps, held_out = curves(kind, planned, noise, seed)
+    summary = {"diverged_at_step": int(step[-1])} if kind == "stopped" else {}
+    return Run(
+        id=kind,
+        name=kind,
+        state="finished",
+        sweep="",
+        created_at="",
+        config={"learning_rate": 2e-4, "seed": seed, "max_steps": planned, "warmup_steps": 5, "vocab_size": 4096},
+        summary=summary,
+        history={"train/loss": Series(step, train), "eval/loss": Series(steps, held_out)},
+        eval_nll=None,
+        generations=[],
+        planned_steps=planned,
+    )
 
 
 def record(

@@ -1,0 +1,186 @@
+"""The end of the report: limits, follow-ups, checks, every run, reproduction."""
+
+import math
+import os
+import shlex
+from pathlib import Path
+
+from analysis import statistics
+from analysis.followups import sweep_file
+from analysis.runs import plural, rate_label
+from analysis.wording import decimals, fence, grid, labels
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def spacing(r: dict) -> str:
+    """What the grid's spacing forbids to say about the optimum; empty if the grid is fine enough."""
+    swept, best = [x["learning_rate"] for x in r["rates"]], r["best_rate"]
+    if best is None:
+        return ""
+    place, coarse, sides = swept.index(best), statistics.COARSE * 1.1, []
+    if place > 0 and best / swept[place - 1] > coarse:
+        sides.append(f"{best / swept[place - 1]:.3g}× below")
+    if place < len(swept) - 1 and swept[place + 1] / best > coarse:
+        sides.append(f"{swept[place + 1] / best:.3g}× above")
+    if not sides:
+        return ""
+    refinement = next((f for f in r["follow_ups"] if f["name"] == "refinement"), None)
+    finer = refinement["config"]["parameters"]["learning_rate"]["values"] if refinement else []
+    more = f"; a grid with {labels(finer)} would" if finer else ""
+    return (
+        f"The grid's gaps ({' and '.join(sides)} {rate_label(best)}) are too wide to place the optimum by argmin{more}."
+    )
+
+
+def limits(r: dict) -> list[str]:
+    """What the sweep cannot say, one sentence each."""
+    found, c = [], r["basin"]
+    if c is None:
+        found.append("No rate is feasible with a final eval loss, so nothing is compared.")
+    elif r["seeds"] < 2:
+        found.append(f"Seed variance unknown: one seed. The intervals cover {c['covers']}.")
+    else:
+        shrink = math.sqrt((r["seeds"] - 1) / r["seeds"])
+        found.append(
+            f"{r['seeds']} seeds with a standard deviation of {decimals(c['seed_sd'], '.4f')} nats (median over "
+            f"rates): a "
+            f"percentile bootstrap of so few shrinks it by a factor of about {shrink:.2f}. Intervals cover "
+            f"{c['covers']}."
+        )
+    if c is not None and not c["paired_seeds"]:
+        found.append("The rates share no seed, so their differences are not paired.")
+    found += [spacing(r)] if spacing(r) else []
+    if any("edge of the feasible range" in x["flags"] for x in r["rates"]):
+        best = rate_label(r["best_rate"])
+        found.append(f"The best rate, {best}, is at the edge of the feasible range: the optimum may lie beyond it.")
+    if r["recipe"].get("lr_scheduler_type") is not None:
+        found.append(
+            f"The schedule is {r['recipe']['lr_scheduler_type']} with {decimals(r['recipe'].get('warmup_steps'), 'g')} "
+            "steps of warm-up; another schedule moves the best peak rate."
+        )
+    if r["planned_steps"]:
+        found.append(f"The best rate is the best for {r['planned_steps']} steps of this model, data, batch and α.")
+    for x in r["runs"]:
+        who = f"Run {x['id']} ({rate_label(x['learning_rate'])}, {x['state']})"
+        if x["excluded"]:
+            found.append(f"{who} is not in the statistics: {x['excluded']}.")
+        elif x["behaviour"] == "incomplete":
+            found.append(f"{who} has no end: {x['reason']}.")
+    mixed = [f"{key} ({', '.join(map(str, values))})" for key, values in r["differing"].items()]
+    if mixed:
+        found.append(
+            f"Runs differ in more than rate and seed: {'; '.join(mixed)}. Only those of the most frequent recipe "
+            f"are compared."
+        )
+    return found
+
+
+def follow_ups(r: dict, directory: Path) -> str:
+    if not r["follow_ups"]:
+        return "None: no run has reached an end."
+    lines = []
+    for count, f in enumerate(r["follow_ups"], 1):
+        swept = [
+            f"{key} {', '.join(rate_label(v) if isinstance(v, float) else str(v) for v in spec['values'])}"
+            for key, spec in f["config"]["parameters"].items()
+            if "values" in spec
+        ]
+        command = f"`wandb sweep {folder(directory)}/{f['file']}`"
+        lines.append(
+            f"{count}. **{f['question']}** Because {f['why']}. {'; '.join(swept)}: [{f['file']}]({f['file']}), "
+            f"{command}"
+        )
+    return "\n".join(lines)
+
+
+def checks(r: dict) -> str:
+    mark = {True: "passed", False: "**FAILED**", None: "unknown"}
+    return grid(["Check", "Result", "Detail"], [[c["check"], mark[c["passed"]], c["detail"]] for c in r["checks"]])
+
+
+def runs(r: dict) -> str:
+    """Every run of the sweep in every state: diverged and crashed ones are rows, not silence."""
+    rows = []
+    for x in r["runs"]:
+        remarks = [x["reason"], *x["notes"], *([f"not compared: {x['excluded']}"] if x["excluded"] else [])]
+        rows.append(
+            [
+                x["id"],
+                rate_label(x["learning_rate"]),
+                "—" if x["seed"] is None else str(x["seed"]),
+                x["state"],
+                f"{x['last_step']} of {x['planned_steps'] or '?'}",
+                decimals(x["final_train_loss"]),
+                decimals(x["final_eval_loss"]),
+                x["behaviour"] + (f" ({x['onset']})" if x["onset"] else ""),
+                "; ".join(remarks),
+            ]
+        )
+    header = [
+        "Run",
+        "Rate",
+        "Seed",
+        "State",
+        "Steps",
+        "Train",
+        "Eval",
+        "Behavior",
+        "Why, and what the reading repaired",
+    ]
+    return grid(header, rows)
+
+
+def reproduction(r: dict, raw: dict, directory: Path) -> str:
+    """Commands from the unescaped results, each word quoted for the shell; the settings from the escaped ones."""
+    here, lines = folder(directory), []
+    for sweep, shown in zip(raw["sweeps"], r["sweeps"], strict=True):
+        file = shlex.quote(f"{here}/{sweep_file(sweep['id'])}")
+        path = shlex.quote("/".join(str(sweep.get(key) or "?") for key in ("entity", "project", "id")))
+        lines += [
+            f"Sweep {shown['id']} ({shown.get('name')}, {shown.get('state')}), in one command or in W&B's own three:",
+            "",
+            fence(
+                [
+                    f"python experiment.py --sweep {file}",
+                    f"wandb sweep {file}",
+                    "wandb agent ENTITY/PROJECT/SWEEP  # as wandb sweep prints it",
+                    f"python -m analysis {path} --output {shlex.quote(here)}",
+                ]
+            ),
+            "",
+        ]
+    lines += ["This page again from the pulled data, without a network:", ""]
+    lines += [fence([f"python -m analysis {shlex.quote(here)}"]), ""]
+    settings = [[key, str(found)] for key, found in r["recipe"].items()]
+    for key in ("hardware", "gang_size", "versions"):
+        values = sorted({flat(x["config"][key]) for x in r["runs"] if key in x["config"]})
+        settings += [[key, "; ".join(values)]] if values else []
+    return "\n".join(lines) + "\n" + grid(["Setting", "Value"], settings)
+
+
+def conditions(r: dict) -> str:
+    """One line on what was run: model, data, steps, runs, hardware."""
+    recipe = r["recipe"]
+    parts = [str(recipe[key]) for key in ("model_name_or_path", "dataset_name") if recipe.get(key)]
+    if r["planned_steps"]:
+        parts.append(f"{r['planned_steps']} steps")
+    parts.append(plural(len(r["runs"]), "run"))
+    parts += sorted({flat(x["config"]["hardware"]) for x in r["runs"] if x["config"].get("hardware")})
+    return ", ".join(parts)
+
+
+def flat(found: object) -> str:
+    return ", ".join(f"{key} {value}" for key, value in found.items()) if isinstance(found, dict) else str(found)
+
+
+def folder(directory: Path) -> str:
+    """The output directory as a user of the project writes it; outside the project only its name."""
+    full = directory.resolve()
+    return full.relative_to(PROJECT).as_posix() if full.is_relative_to(PROJECT) else full.name
+
+
+def docs(directory: Path) -> str:
+    """The relative path from the report to the project's docs."""
+    full = directory.resolve()
+    return Path(os.path.relpath(PROJECT / "docs", full)).as_posix() if full.is_relative_to(PROJECT) else "../../docs"
