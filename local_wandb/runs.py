@@ -63,7 +63,7 @@ def _upsert_bucket(source, info, input) -> dict:
             changes |= {"sweep": sweep["id"], "sweepName": sweep["name"]}
         if input.get("state"):
             changes["state"] = input["state"]
-        elif run["state"] not in ("finished", "failed", "killed"):
+        elif run["state"] in ("pending", "preempted", "crashed"):
             changes["state"] = "running"
         run = store.update("runs", run["id"], heartbeatAt=now, seen=1, **changes)
     return {"bucket": run, "inserted": inserted}
@@ -83,21 +83,15 @@ def stream(context: Context, run: dict, body: dict) -> dict:
                 store.append_lines(run, name, offset, lines)
                 if name == "wandb-events.jsonl" and lines:
                     changes["systemMetrics"] = lines[-1]
+        preempting = bool(body.get("preempting")) or run["state"] == "preempting"
         if body.get("complete"):
             code = changes["exitcode"] = int(body.get("exitcode") or 0)
-            changes["state"] = _final_state(run, code)
-        elif body.get("preempting"):
-            changes["state"] = "preempting"
-        elif run["state"] != "preempting":
-            changes["state"] = "running"
+            lost = "preempted" if preempting else "killed" if run["shouldStop"] else "failed"
+            changes["state"] = lost if code else "finished"
+        else:
+            changes["state"] = "preempting" if preempting else "running"
         store.update("runs", run["id"], **changes)
     return {"stopped": bool(run["shouldStop"])}
-
-
-def _final_state(run: dict, code: int) -> str:
-    if code == 0:
-        return "finished"
-    return "preempted" if run["state"] == "preempting" else "killed" if run["shouldStop"] else "failed"
 
 
 def mark_lost(store: Store) -> None:
