@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 
 DPI = 150  # 12 inches are 1800 pixels, twice what GitHub shows
 MARKERS = "osD^vPX*<>ph"
@@ -74,13 +75,27 @@ def draw_lines(axes: Axes, study: Study, column: str, smooth: bool = True) -> No
             line = Series(series.step, ema(series.value, run.planned_steps or 0)) if smooth else series
             if smooth:
                 axes.plot(series.step, series.value, color=colour, alpha=0.18, linewidth=0.6)
-            style = "--" if study.diverged(run) else "-"
-            axes.plot(line.step, line.value, style, color=colour, linewidth=0.9 if len(runs) > 1 else 1.8, alpha=0.9)
+            style, alone = "--" if study.diverged(run) else "-", len(runs) == 1
+            axes.plot(
+                line.step,
+                line.value,
+                style,
+                color=colour,
+                linewidth=1.8 if alone else 0.9,
+                alpha=0.9,
+                **(marks(study, rate) if alone and not smooth else {}),
+            )
             if not study.diverged(run):
                 shown.append(line)
         if len(shown) > 1:
             middle = mean_over_seeds(shown)
-            axes.plot(middle.step, middle.value, color=colour, linewidth=2.4)
+            axes.plot(middle.step, middle.value, color=colour, linewidth=2.4, **({} if smooth else marks(study, rate)))
+
+
+def marks(study: Study, rate: float) -> dict:
+    """The rate's marker on every fifth point, starting elsewhere for each rate: lines stay apart in grey."""
+    place = study.rates.index(rate)
+    return {"marker": MARKERS[place % len(MARKERS)], "markevery": (2 + place % 5, 5), "markersize": 4.5}
 
 
 def mark_divergence(axes: Axes, study: Study, column: str) -> None:
@@ -89,6 +104,7 @@ def mark_divergence(axes: Axes, study: Study, column: str) -> None:
     for run in (r for runs in study.used.values() for r in runs if study.diverged(r)):
         step = study.verdicts[run.id].step
         before = run[column].finite.between(-1, step)
+        before = Series(before.step, ema(before.value, run.planned_steps or 0)) if column == "train/loss" else before
         height = min(max(before.value[-1], low), high) if len(before) else high
         axes.plot(step, height, "X", color=DIVERGED, markersize=9, markeredgecolor="white", clip_on=False, zorder=5)
 
@@ -193,30 +209,40 @@ def final_loss(axes: Axes, study: Study) -> None:
             color=DIVERGED,
             transform=axes.get_xaxis_transform(),
         )
-    rate_ticks(axes, rates)
-    alpha = study.recipe.get("lora_alpha")
-    if isinstance(alpha, int | float):
-        above = axes.secondary_xaxis("top")
-        rate_ticks(above, rates, alpha)
-        axes.annotate("α·η", (1.01, 1.03), xycoords="axes fraction", fontsize=9)
+    rate_ticks(axes, rates, study.recipe.get("lora_alpha"))
     axes.set(xlabel="learning rate η", ylabel="nats per token")
 
 
-def rate_ticks(axes: Axes, rates: list[float], times: float = 1.0) -> None:
-    """A tick at each rate, labelled with the rate (times α); turned where they would collide."""
+def rate_ticks(axes: Axes, rates: list[float], alpha: object) -> None:
+    """A tick at each rate below and at each α·η above; where rates are close, turned below and decades above."""
     span = max(math.log10(rates[-1] / rates[0]), 0.5)
-    gaps = [math.log10(b / a) / span for a, b in pairwise(rates)]
-    turn = 60 if gaps and min(gaps) < 0.14 else 0
-    axes.set_xticks(rates, [rate_label(times * r) for r in rates], rotation=turn, fontsize=8.5)
+    close = any(math.log10(b / a) / span < 0.14 for a, b in pairwise(rates))
+    axes.set_xticks(rates, [rate_label(r) for r in rates], rotation=60 if close else 0, fontsize=8.5)
     axes.minorticks_off()
-    if times == 1.0:
-        axes.set_xlim(rates[0] / 10 ** (0.08 * span), rates[-1] * 10 ** (0.08 * span))
+    axes.set_xlim(rates[0] / 10 ** (0.08 * span), rates[-1] * 10 ** (0.08 * span))
+    if isinstance(alpha, int | float) and alpha > 0:
+        above = axes.secondary_xaxis("top", functions=(lambda x: x * alpha, lambda x: x / alpha))
+        if close:
+            above.xaxis.set_major_formatter(LogFormatter())
+        else:
+            above.set_xticks([alpha * r for r in rates], [rate_label(alpha * r) for r in rates])
+        above.minorticks_off()
+        above.tick_params(labelsize=8.5)
+        axes.annotate("α·η", (1.01, 1.03), xycoords="axes fraction", fontsize=9)
+
+
+def log_scale(axes: Axes) -> None:
+    """A log y axis with plain numbers, also between the decades if it spans few."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+    axes.tick_params(axis="y", which="minor", labelsize=8)
 
 
 def gradient_norm(axes: Axes, study: Study) -> None:
     if not any(len(r["train/grad_norm"]) for runs in study.used.values() for r in runs):
         return empty(axes, "no gradient norm recorded")
-    axes.set_yscale("log")
+    log_scale(axes)
     draw_lines(axes, study, "train/grad_norm")
     limit = study.recipe.get("max_grad_norm")
     if isinstance(limit, int | float) and limit > 0:
@@ -242,7 +268,7 @@ def gradient_norm(axes: Axes, study: Study) -> None:
 def update_ratio(axes: Axes, study: Study) -> None:
     if not any(len(r["eval/update_ratio"]) for runs in study.used.values() for r in runs):
         return empty(axes, "no update ratio recorded")
-    axes.set_yscale("log")
+    log_scale(axes)
     draw_lines(axes, study, "eval/update_ratio", smooth=False)
     axes.set(xlabel="optimiser step", ylabel="‖ΔW‖ / ‖W‖")
 
@@ -259,6 +285,8 @@ def steps_to_targets(axes: Axes, study: Study) -> None:
             colour = colours(rates)[rate]
             face = {"facecolor": "white", "edgecolor": colour, "hatch": "////"} if missed else {"color": colour}
             axes.bar(x, planned if missed else steps, 0.9 * width, linewidth=1, **face)
+            if len(rates) > 5:
+                continue  # no room for numbers: the report's table has them
             words = f">{planned}" if missed else f"{steps:.0f}"
             axes.text(
                 x,
@@ -297,9 +325,10 @@ def legend(figure: Figure, study: Study) -> None:
     if study.infeasible:
         handles.append(Line2D([], [], color="#444444", linestyle="--", linewidth=1.4, label="diverged"))
         handles.append(Line2D([], [], color=DIVERGED, linestyle="", marker="X", markersize=8, label="first bad step"))
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=min(len(handles), 8), fontsize=9.5, title="learning rate η"
-    )
+    fit = int(figure.get_figwidth() * 0.75)  # entries that a row has room for
+    rows = math.ceil(len(handles) / fit)
+    columns = math.ceil(len(handles) / rows)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=9.5, title="learning rate η")
 
 
 def comparison_figure(study: Study) -> Figure:
@@ -364,12 +393,12 @@ def best_so_far_figure(study: Study) -> Figure:
         here = np.array([w == rate for w in winners])
         marker = MARKERS[study.rates.index(rate) % len(MARKERS)]
         top.plot(steps[here], table.min(0)[here], marker, color=shades[rate], markersize=7)
-        bottom.plot(steps[here], [rate] * here.sum(), marker, color=shades[rate], markersize=6)
-    bottom.plot(steps, winners, color="#444444", linewidth=1, drawstyle="steps-mid", zorder=1)
-    bottom.set_yscale("log")
-    bottom.set_yticks(study.rates, [rate_label(r) for r in study.rates], fontsize=8.5)
-    bottom.minorticks_off()
-    bottom.set_ylim(study.rates[0] / 2, study.rates[-1] * 2)
+        bottom.plot(steps[here], [study.rates.index(rate)] * here.sum(), marker, color=shades[rate], markersize=6)
+    places = [study.rates.index(rate) for rate in winners]
+    bottom.plot(steps, places, color="#444444", linewidth=1, drawstyle="steps-mid", zorder=1)
+    small = 8.5 if len(study.rates) < 7 else 6.5
+    bottom.set_yticks(range(len(study.rates)), [rate_label(r) for r in study.rates], fontsize=small)
+    bottom.set_ylim(-0.6, len(study.rates) - 0.4)
     limits = loss_limits(study, "eval/loss")
     top.set_ylim(limits)
     mark_divergence(top, study, "eval/loss")

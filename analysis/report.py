@@ -77,7 +77,8 @@ def improved(r: dict) -> bool:
 
 
 def difference(x: dict, comma: bool = False) -> str:
-    return f"{rate_label(x['learning_rate'])}{',' * comma} is {x['difference']['mean']:+.3f}, {bounds(x['difference']['interval'])}"
+    d = x["difference"]
+    return f"{rate_label(x['learning_rate'])}{',' * comma} is {d['mean']:+.3f}, {bounds(d['interval'])}"
 
 
 def answer(r: dict) -> str:
