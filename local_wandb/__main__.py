@@ -91,7 +91,7 @@ def _listen(data: Path, port: int | None, host: str) -> socket.socket:
     last = int(memory.read_text()) if port is None and memory.exists() else 0
     for candidate in [port] if port is not None else [last, 0]:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, candidate))

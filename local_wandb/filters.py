@@ -93,7 +93,7 @@ def value(row: dict, path: str):
         raise ValueError(f"cannot filter or sort by {path!r}")
     found = row[COLUMNS[head]]
     if head in ("created_at", "createdAt", "heartbeat_at", "heartbeatAt", "updatedAt"):
-        return datetime.fromtimestamp(found, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return datetime.fromtimestamp(found, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
     return found
 
 

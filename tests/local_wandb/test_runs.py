@@ -1,0 +1,175 @@
+"""Runs with the real client: what is logged, resumed, edited, filtered and deleted."""
+
+import json
+import math
+
+import pytest
+from wandb.apis.public import Run
+from wandb.errors import CommError, UsageError
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+import wandb
+
+PROJECT = "logged"
+
+
+def start(run: str, **options):
+    return wandb.init(project=PROJECT, entity="local", id=run, reinit="create_new", **options)
+
+
+def rows(run: str) -> list[dict]:
+    return list(wandb.Api().run(f"local/{PROJECT}/{run}").scan_history())
+
+
+def test_resume_allow_must_never(api):
+    with start("resumed", resume="allow") as run:
+        run.log({"x": 0})
+    with start("resumed", resume="must") as run:
+        assert run.starting_step == 1
+        run.log({"x": 1})
+    assert [row["x"] for row in rows("resumed")] == [0, 1]
+    with pytest.raises(UsageError):
+        start("resumed", resume="never")
+    with pytest.raises(UsageError):
+        start("unheard-of", resume="must")
+
+
+def test_rewind_forgets_what_came_after(api):
+    with start("rewound") as run:
+        for x in range(10):
+            run.log({"x": x})
+    with wandb.init(project=PROJECT, entity="local", resume_from="rewound?_step=4") as run:
+        run.log({"x": -1})
+    assert [row["x"] for row in rows("rewound")] == [0, 1, 2, 3, 4, -1]
+
+
+def test_several_runs_in_one_process_do_not_mix(api):
+    runs = [start(f"gang{i}") for i in range(3)]
+    for step in range(20):
+        for i, run in enumerate(runs):
+            run.log({"who": i, "step": step})
+    runs[0].finish(exit_code=3)
+    for run in runs[1:]:
+        run.finish()
+    for i in range(3):
+        assert [(row["who"], row["step"]) for row in rows(f"gang{i}")] == [(i, step) for step in range(20)]
+    assert [wandb.Api().run(f"local/{PROJECT}/gang{i}").state for i in range(3)] == ["failed", "finished", "finished"]
+
+
+def test_what_is_logged_comes_back(api, tmp_path):
+    values = {
+        "nan": math.nan,
+        "inf": math.inf,
+        "minus": -math.inf,
+        "big": 2**60,
+        "text": "é\u2028<b>",
+        "nested": {"a": 1},
+    }
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a b%.txt").write_text("text")
+    with start(
+        "whole", name="A name", tags=["t1", "t2"], notes="notes", group="g", job_type="train",
+        config={"lr": 1e-5, "nested": {"a": [1, None]}},
+    ) as run:  # fmt: skip
+        run.log(values)
+        run.summary["best"] = 3
+        run.save("folder/*", policy="now")
+        run.alert("Look", "at this", level="WARN")
+    run = wandb.Api().run(f"local/{PROJECT}/whole")
+    (row,) = run.scan_history()
+    assert math.isnan(row["nan"]) and (row["inf"], row["minus"]) == (math.inf, -math.inf)
+    assert {key: row[key] for key in ("big", "text", "nested")} == {k: values[k] for k in ("big", "text", "nested")}
+    assert run.history(keys=["nan"], pandas=False)[0]["nan"] == "NaN"  # strict JSON has no NaN
+    assert (run.name, run.tags, run.notes, run.group, run.job_type) == ("A name", ["t1", "t2"], "notes", "g", "train")
+    assert run.config == {"lr": 1e-5, "nested": {"a": [1, None]}}
+    assert run.summary["best"] == 3 and dict(run.summary["nested"]) == {"a": 1}
+    with run.file("folder/a b%.txt").download(root=str(tmp_path / "got")) as file:
+        assert file.read() == "text"
+    assert run.lastHistoryStep == 0 and "system.memory_percent" in run.history(stream="system").columns
+
+
+def test_a_long_history_is_read_back_whole(api):
+    with start("long") as run:
+        for step in range(100_000):
+            run.log({"x": step})
+    found = [row["x"] for row in rows("long")]
+    assert found == list(range(100_000))
+    assert len(wandb.Api().run(f"local/{PROJECT}/long").history(samples=500)) == 500
+
+
+@pytest.fixture(scope="module")
+def sixty(server):
+    """Sixty runs without a process each: created by name as Run.create does, then given values."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            if name.startswith("WANDB_"):
+                patch.setenv(name, value)
+        wandb.teardown()
+        api = wandb.Api()
+        for i in range(60):
+            Run.create(api, run_id=f"n{i:02}", project="sixty", entity="local", state="pending")
+            run = api.run(f"local/sixty/n{i:02}")
+            run.config["lr"], run.config["deep"] = i / 10, {"er": i % 2}
+            run.tags = ["even"] if i % 2 == 0 else ["odd"]
+            run.update()
+            run.summary["loss"] = (i - 30) ** 2
+            run.summary.update()
+        wandb.teardown()
+
+
+FILTERS = [
+    ({"config.lr": 0.5}, [5]),
+    ({"config.lr.value": {"$lt": 0.3}}, [0, 1, 2]),
+    ({"config.deep.er": 1, "config.lr": {"$gte": 5.7}}, [57, 59]),
+    ({"$or": [{"name": "n03"}, {"display_name": {"$regex": "7$"}}]}, [3, 7, 17, 27, 37, 47, 57]),
+    ({"summary_metrics.loss": {"$in": [0, 1]}}, [29, 30, 31]),
+    ({"$and": [{"tags": "odd"}, {"summary_metrics.loss": {"$lte": 9}}]}, [27, 29, 31, 33]),
+    ({"tags": {"$nin": ["odd"]}, "config.lr": {"$not": {"$gt": 0.4}}}, [0, 2, 4]),
+    ({"state": {"$ne": "pending"}}, []),
+    ({"summary_metrics.nothing": {"$exists": True}}, []),
+    ({"created_at": {"$gt": "2020-01-01"}, "$nor": [{"config.lr": {"$gt": 0.05}}]}, [0]),
+]
+
+
+@pytest.mark.parametrize(("filters", "expected"), FILTERS, ids=[json.dumps(f) for f, _ in FILTERS])
+def test_filters(sixty, api, filters, expected):
+    runs = api.runs("local/sixty", filters=filters)
+    assert [int(run.id[1:]) for run in runs] == expected
+    assert len(runs) == len(expected)
+
+
+def test_order_and_pages(sixty, api):
+    by_loss = [int(run.id[1:]) for run in api.runs("local/sixty", order="+summary_metrics.loss", per_page=7)]
+    assert by_loss[:3] == [30, 29, 31] and len(set(by_loss)) == 60
+    down = [run.id for run in api.runs("local/sixty", order="-created_at", per_page=25)]
+    assert down == [f"n{i:02}" for i in range(59, -1, -1)]
+    assert api.runs("local/sixty", order="-config.lr", lazy=False)[0].config["lr"] == 5.9
+
+
+def test_an_unknown_filter_is_named(sixty, api):
+    with pytest.raises(WandbApiFailedError, match=r"\$near"):
+        len(api.runs("local/sixty", filters={"config.lr": {"$near": 1}}))
+    with pytest.raises(WandbApiFailedError, match="colour"):
+        len(api.runs("local/sixty", filters={"colour": 1}))
+
+
+def test_edit_upload_and_delete(api, tmp_path):
+    start("edited").finish()
+    run = api.run(f"local/{PROJECT}/edited")
+    run.config["added"], run.tags, run.notes, run.name = 1, ["new"], "n", "Renamed"
+    run.update()
+    (tmp_path / "late.txt").write_text("late")
+    run.upload_file("late.txt")
+    again = wandb.Api().run(f"local/{PROJECT}/edited")
+    assert (again.config["added"], again.tags, again.notes, again.name) == (1, ["new"], "n", "Renamed")
+    assert again.state == "finished"
+    again.file("late.txt").delete()
+    assert "late.txt" not in [file.name for file in wandb.Api().run(f"local/{PROJECT}/edited").files()]
+    again.delete()
+    with pytest.raises((CommError, ValueError)):
+        wandb.Api().run(f"local/{PROJECT}/edited")
+
+
+def test_projects_are_listed(sixty, api):
+    assert {"logged", "sixty"} <= {project.name for project in api.projects()}
+    assert api.create_project("made", "local") is None and api.project("made").name == "made"
