@@ -324,9 +324,14 @@ def dynamics(e: Evidence) -> Verdict | None:
     return next((verdict for detect in DYNAMICS if (verdict := detect(e))), None)
 
 
+def outcome(e: Evidence) -> Verdict:
+    """The verdict of classes 4–7; `e` holds the study's l0, l* and whether the rate is inside the basin."""
+    return next(verdict for detect in OUTCOMES if (verdict := detect(e)))
+
+
 def classify(e: Evidence) -> Verdict:
-    """The verdict of all eight classes; `e` holds the study's l0, l* and whether the rate is inside the basin."""
-    return dynamics(e) or next(verdict for detect in OUTCOMES if (verdict := detect(e)))
+    """The verdict of all eight classes."""
+    return dynamics(e) or outcome(e)
 
 
 def onset(verdict: Verdict, run: Run) -> str | None:

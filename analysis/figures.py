@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
+POINTS = 1000
 DPI = 150  # 12 inches are 1800 pixels, twice what GitHub shows
 MARKERS = "osD^vPX*<>ph"
 DIVERGED = "#d62728"
@@ -62,6 +63,12 @@ def mean_over_seeds(series: list[Series]) -> Series:
     return Series(step, np.mean(values, axis=0) if len(step) else np.zeros(0))
 
 
+def thinned(series: Series) -> Series:
+    """Every k-th point, so that no line has more than twice as many as it has pixels."""
+    every = max(1, len(series) // POINTS)
+    return Series(series.step[::every], series.value[::every])
+
+
 def draw_lines(axes: Axes, study: Study, column: str, smooth: bool = True) -> None:
     """Every counted run's column: raw faint, smoothed thin, mean over seeds bold; diverged dashed."""
     for rate, runs in study.used.items():
@@ -72,9 +79,10 @@ def draw_lines(axes: Axes, study: Study, column: str, smooth: bool = True) -> No
                 series = series.between(1, np.inf)  # nothing has moved at step 0
             if not len(series):
                 continue
-            line = Series(series.step, ema(series.value, run.planned_steps or 0)) if smooth else series
+            line = thinned(Series(series.step, ema(series.value, run.planned_steps or 0))) if smooth else series
             if smooth:
-                axes.plot(series.step, series.value, color=colour, alpha=0.18, linewidth=0.6)
+                raw = thinned(series)
+                axes.plot(raw.step, raw.value, color=colour, alpha=0.18, linewidth=0.6)
             style, alone = "--" if study.diverged(run) else "-", len(runs) == 1
             axes.plot(
                 line.step,
@@ -353,7 +361,8 @@ def paired_ratio_figure(study: Study) -> Figure:
             smooth = Series(ratio.step, ema(ratio.value, run.planned_steps or 0))
             style = "--" if study.diverged(run) else "-"
             colour = colours(study.rates)[rate]
-            axes.plot(ratio.step, ratio.value, color=colour, alpha=0.2, linewidth=0.6)
+            raw, smooth = thinned(ratio), thinned(smooth)
+            axes.plot(raw.step, raw.value, color=colour, alpha=0.2, linewidth=0.6)
             axes.plot(smooth.step, smooth.value, style, color=colour, linewidth=0.9 if len(runs) > 1 else 1.8)
             ratios += [] if study.diverged(run) else [smooth]
             heights += ratio.value.tolist()

@@ -269,24 +269,42 @@ def read_history(rows: object, notes: list[str]) -> dict[str, Series]:
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     if rows and not any(STEP in row for row in rows):
         notes.append(f"no {STEP} recorded: W&B's own _step, the count of log calls, is the x axis")
-    steps = [number(row.get(STEP, row.get("_step"))) for row in rows]
+    step = numbers([row.get(STEP, row.get("_step")) for row in rows])
     history, repeated, unreadable = {}, 0, 0
     for column in COLUMNS:
-        pairs = [(step, row[column]) for step, row in zip(steps, rows, strict=True) if row.get(column) is not None]
-        pairs = [(step, number(value)) for step, value in pairs if step is not None and math.isfinite(step)]
-        unreadable += sum(value is None for _, value in pairs)
-        pairs = [(step, value) for step, value in pairs if value is not None]
-        if not pairs:
+        cells = [row.get(column) for row in rows]
+        present = np.array([cell is not None for cell in cells], bool) & np.isfinite(step)
+        values = numbers([cell for cell, here in zip(cells, present, strict=True) if here])
+        readable = ~np.isnan(values)
+        for place in np.flatnonzero(~readable):
+            readable[place] = is_nan(cells[np.flatnonzero(present)[place]])
+        unreadable += int((~readable).sum())
+        at, values = step[present][readable].astype(np.int64), values[readable]
+        if not len(at):
             continue
-        step, value = np.array(pairs).T
-        unique, from_end = np.unique(step[::-1].astype(np.int64), return_index=True)
-        repeated = max(repeated, len(step) - len(unique)) if column != "_runtime" else repeated
-        history[column] = Series(unique, value[::-1][from_end])
+        # Of records of one step the last counts, so unique looks from the end.
+        unique, from_end = np.unique(at[::-1], return_index=True)
+        repeated = max(repeated, len(at) - len(unique)) if column != "_runtime" else repeated
+        history[column] = Series(unique, values[::-1][from_end])
     if repeated:
         notes.append(f"{repeated} steps recorded more than once (a resumed run): the last record counts")
     if unreadable:
         notes.append(f"{unreadable} values in the history are not numbers: left out")
     return history
+
+
+def numbers(cells: list) -> np.ndarray:
+    """(n,) floats; NaN for what is missing or no number."""
+    try:
+        return np.array(cells, dtype=float).reshape(len(cells))
+    except (TypeError, ValueError, OverflowError):
+        return np.array([math.nan if (value := number(cell)) is None else value for cell in cells])
+
+
+def is_nan(cell: object) -> bool:
+    """Whether a cell says NaN, rather than being no number."""
+    value = number(cell)
+    return value is not None and math.isnan(value)
 
 
 def read_eval_nll(data: object, notes: list[str]) -> EvalNLL | None:

@@ -101,7 +101,7 @@ def build(sweeps: list[dict], runs: list[Run]) -> Study:
         if place is not None:
             loss = study.comparison.loss
             evidence[run.id].near_best = bool(loss[place] - loss.min() < study.basin_width)
-        study.verdicts[run.id] = early[run.id] or behaviour.classify(evidence[run.id])
+        study.verdicts[run.id] = early[run.id] or behaviour.outcome(evidence[run.id])
     return study
 
 
