@@ -58,8 +58,16 @@ def _upsert_bucket(source, info, input) -> dict:
             )  # fmt: skip
         if input.get("sweep"):  # said once, in the first of a run's calls
             sweep = store.get("sweeps", project=project["id"], name=input["sweep"])
-            if sweep is None:
-                raise GraphQLError(f"sweep {input['sweep']!r} does not exist in project {project['name']!r}")
+            if sweep is None:  # `wandb sync` of a sweep that ran against another server: the runs stay together
+                sweep = store.insert(
+                    "sweeps",
+                    project=project["id"],
+                    name=proper_name(input["sweep"], "sweep"),
+                    config="{method: synced, parameters: {}}",
+                    state="FINISHED",
+                    createdAt=now,
+                    updatedAt=now,
+                )
             changes |= {"sweep": sweep["id"], "sweepName": sweep["name"]}
         if input.get("state"):
             changes["state"] = input["state"]
