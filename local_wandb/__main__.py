@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from local_wandb.app import application
+from local_wandb.app import application, page_address
 from local_wandb.store import Store
 
 LOOPBACK = "127.0.0.1"
@@ -52,8 +52,10 @@ def serve(data: Path, port: int | None, host: str | None) -> None:
         app = application(Store(data), key)
         listener = _listen(data, port, host or LOOPBACK)
         # The listener takes requests from here on; they wait for the loop that answers them.
-        print(f"export WANDB_BASE_URL=http://{_address(host)}:{listener.getsockname()[1]}")
-        print(f"export WANDB_API_KEY={key}", flush=True)
+        base = f"http://{_address(host)}:{listener.getsockname()[1]}"
+        print(f"export WANDB_BASE_URL={base}")
+        print(f"export WANDB_API_KEY={key}")
+        print(f"# compare runs: {page_address(base, key)}", flush=True)
         logging.basicConfig(format="local_wandb: %(message)s", level=logging.WARNING)
         # Keep-alive longer than the client's pause between two requests: a closed connection costs it a retry.
         config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=90)

@@ -18,10 +18,10 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from local_wandb import graphql
+from local_wandb import graphql, page
 from local_wandb.agents import SweepGone
 from local_wandb.artifacts import entry_file
 from local_wandb.nodes import Context
@@ -186,6 +186,83 @@ def _content(request: Request, file: dict) -> Response:
     return FileResponse(request.app.state.store.blobs / file["blob"], media_type=kind, headers=headers)
 
 
+# The page
+
+
+def _page_token(key: str) -> str:
+    return _sign(key, "page")
+
+
+def page_address(base: str, key: str) -> str:
+    """The address that opens the page in a browser: it carries a signature, not the key."""
+    return f"{base}/?token={_page_token(key)}"
+
+
+def _page(answer):
+    """A route of the page. A browser proves itself once, by the signed address or by Basic, then by a cookie."""
+
+    async def route(request: Request) -> Response:
+        token, cookie = _page_token(request.app.state.key), f"local_wandb_{request.url.port or 80}"
+        if hmac.compare_digest(request.query_params.get("token", "").encode(), token.encode()):
+            response: Response = RedirectResponse(request.url.path, 303)
+            response.set_cookie(cookie, token, httponly=True, samesite="strict")
+            return response
+        if not hmac.compare_digest(request.cookies.get(cookie, "").encode(), token.encode()):
+            _authenticate(request)
+        after = await _json(request) if request.method == "POST" else {}
+        return await run_in_threadpool(answer, request, after)
+
+    return route
+
+
+def _html(text: str) -> Response:
+    return HTMLResponse(text, headers=page.HEADERS)
+
+
+def _found(request: Request, table: str, **where) -> dict:
+    row = request.app.state.store.get(table, **where)
+    if row is None:
+        raise HTTPException(404, f"{request.url.path} does not exist")
+    return row
+
+
+def _asked_project(request: Request) -> dict:
+    where = request.path_params
+    return _found(request, "projects", entityName=where["entity"], name=where["project"])
+
+
+def _home_page(request: Request, after: dict) -> Response:
+    return _html(page.projects(request.app.state.store))
+
+
+def _project_page(request: Request, after: dict) -> Response:
+    return _html(page.project(request.app.state.store, _asked_project(request)))
+
+
+def _sweep_page(request: Request, after: dict) -> Response:
+    project = _asked_project(request)
+    sweep = _found(request, "sweeps", project=project["id"], name=request.path_params["sweep"])
+    if request.method == "GET":
+        return _html(page.comparison(f"Sweep {page.sweep_title(sweep)}", project))
+    runs = request.app.state.store.find("runs", sweep=sweep["id"])
+    return JSONResponse(page.data(request.app.state.store, runs, after, sweep["state"]))
+
+
+def _run_page(request: Request, after: dict) -> Response:
+    project = _asked_project(request)
+    run = _found(request, "runs", project=project["id"], name=request.path_params["run"])
+    if request.method == "GET":
+        return _html(page.comparison(f"Run {run['displayName'] or run['name']}", project))
+    return JSONResponse(page.data(request.app.state.store, [run], after, run["state"]))
+
+
+async def _asset(request: Request) -> Response:
+    asset = page.ASSETS.get(request.path_params["name"])
+    if asset is None:
+        raise HTTPException(404, f"no asset {request.path_params['name']}")
+    return FileResponse(asset[0], media_type=asset[1], headers=page.HEADERS | {"Cache-Control": "no-cache"})
+
+
 async def _http_error(request: Request, error: HTTPException) -> Response:
     detail = error.detail
     if error.status_code in (404, 405) and detail in ("Not Found", "Method Not Allowed"):
@@ -210,4 +287,11 @@ ROUTES = [
     Route("/storage/{file:int}/{name}", _upload, methods=["PUT"]),
     Route("/storage/{file:int}/{name}", _download, methods=["GET"]),
     Route("/artifactsV2/{region}/{entity}/{project}/{collection}/{birth}/{digest}/{name}", _artifact_file),
+    Route("/", _page(_home_page)),
+    Route("/assets/{name}", _asset),
+    Route("/{entity}/{project}", _page(_project_page)),
+    Route("/{entity}/{project}/sweeps/{sweep}", _page(_sweep_page)),
+    Route("/{entity}/{project}/sweeps/{sweep}/data", _page(_sweep_page), methods=["POST"]),
+    Route("/{entity}/{project}/runs/{run}", _page(_run_page)),
+    Route("/{entity}/{project}/runs/{run}/data", _page(_run_page), methods=["POST"]),
 ]

@@ -20,6 +20,7 @@ class Server:
     process: subprocess.Popen
     url: str
     key: str
+    page: str
     env: dict[str, str]
 
     def run(
@@ -45,7 +46,8 @@ def start(data: Path, *options: str, env: dict[str, str] | None = None) -> Serve
             [sys.executable, "-m", "local_wandb", "--data", str(data), *options],
             cwd=ROOT, env=plain, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
-    exports = dict(process.stdout.readline().removeprefix("export ").strip().partition("=")[::2] for _ in range(2))
+    printed = [process.stdout.readline().strip() for _ in range(3)]
+    exports = dict(line.removeprefix("export ").partition("=")[::2] for line in printed[:2])
     assert exports.get("WANDB_BASE_URL"), (data / "server.log").read_text()
     client = plain | exports
     client |= {
@@ -60,7 +62,8 @@ def start(data: Path, *options: str, env: dict[str, str] | None = None) -> Serve
         folder = data / "client" / variable.lower()
         folder.mkdir(parents=True, exist_ok=True)
         client[variable] = str(folder)
-    return Server(data, process, exports["WANDB_BASE_URL"], exports["WANDB_API_KEY"], client)
+    page = printed[2].removeprefix("# compare runs: ")
+    return Server(data, process, exports["WANDB_BASE_URL"], exports["WANDB_API_KEY"], page, client)
 
 
 @pytest.fixture(scope="session")

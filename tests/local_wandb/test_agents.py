@@ -7,10 +7,10 @@ import subprocess
 import time
 
 import pytest
+import wandb
 from wandb.apis.public.sweeps import _agent_heartbeat, _register_agent
 from wandb.sdk.sweeps import SweepNotFoundError
 
-import wandb
 from local_wandb.runs import mark_lost
 from local_wandb.store import Store
 

@@ -4,11 +4,10 @@ import json
 import math
 
 import pytest
+import wandb
 from wandb.apis.public import Run
 from wandb.errors import CommError, UsageError
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-
-import wandb
 
 PROJECT = "logged"
 
