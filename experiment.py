@@ -119,6 +119,7 @@ def watch(sweep: str, total: int | None, processes: list[subprocess.Popen]) -> N
     start, shown = time.monotonic(), ""
     while any(process.poll() is None for process in processes):
         time.sleep(POLL_SECONDS)
+        api.flush()  # it would answer from its cache
         runs = list(api.runs(f"{entity}/{project}", {"sweep": sweep_id}, per_page=200, lazy=False))
         ended = [run for run in runs if run.state not in ("running", "pending")]
         done, parts = float(len(ended)), []

@@ -37,6 +37,7 @@ trl_utils._use_triton = lambda device: True
 
 ROW_FORMATS = ({"messages"}, {"prompt", "completion"}, {"text"})
 GENERATED_EXAMPLES, GENERATED_TOKENS = 5, 48
+PROJECT = "learning-rate-exploration"  # where neither a sweep nor WANDB_PROJECT names one
 
 
 class InputError(Exception):
@@ -150,8 +151,6 @@ def load_split(data: DataConfig, split: str) -> Dataset:
         raise InputError(
             f"dataset_name {data.dataset_name!r} has columns {found}; TRL needs messages, prompt + completion, or text"
         )
-    if len(dataset) == 0:
-        raise InputError(f"dataset_name {data.dataset_name!r}: split {split!r} is empty; choose another slice")
     return dataset
 
 
@@ -283,7 +282,8 @@ class Trainer(SFTTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.model.generate(**batch, do_sample=False, max_new_tokens=GENERATED_TOKENS)
         completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        rows = zip(tokenizer.batch_decode(prompts), references, completions, strict=True)
+        questions = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        rows = zip(questions, references, completions, strict=True)
         return [{"prompt": prompt, "reference": reference, "completion": text} for prompt, reference, text in rows]
 
 
@@ -371,7 +371,7 @@ def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
             "adapted_modules": adapted,
             "trainable_parameters": trainable,
             "all_parameters": total,
-            "hardware": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+            "hardware": torch.cuda.get_device_name() if cuda else f"CPU ({torch.get_num_threads()} threads)",
             "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
         }
     )
@@ -381,7 +381,7 @@ def start_run(training: TrainConfig, data: DataConfig, base: BaseConfig, swept: 
     """Open the W&B run: named after the swept values, grouped by learning rate, resumed if an agent restarts it."""
     try:
         return wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "learning-rate-exploration"),
+            project=None if "WANDB_SWEEP_ID" in os.environ or "WANDB_PROJECT" in os.environ else PROJECT,
             name=" ".join(f"{key}={value}" for key, value in swept.items()),
             group=f"learning_rate={training.learning_rate}",
             tags=[Path(base.model_name_or_path).name, Path(data.dataset_name).name],

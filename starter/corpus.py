@@ -6,6 +6,7 @@ summary of the standard library (a backport, say): those are the answers that th
 
 import os
 import random
+import re
 import sysconfig
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def standard_library_summaries() -> set[str]:
     """Docstring summaries of at least 20 characters; shorter ones occur by chance."""
     library = Path(sysconfig.get_paths()["stdlib"])
     paths = (path for path in library.rglob("*.py") if not SKIPPED_FOLDERS & set(path.relative_to(library).parts))
-    return {summary for path in paths for _, summary in summaries(path) if len(summary) >= 20}
+    return {without_quotes(summary) for path in paths for _, summary in summaries(path) if len(summary) >= 20}
 
 
 def is_written_by_hand(text: str) -> bool:
@@ -54,9 +55,13 @@ def is_written_by_hand(text: str) -> bool:
     return not generated and max(map(len, lines)) <= 2000 and letters > 0.3 * len(text[:20_000])
 
 
-def read_sources(site_packages: list[Path]) -> dict[str, list[str]]:
-    """Package name -> its source texts, in a fixed order, duplicates and test answers dropped."""
-    answers = standard_library_summaries()
+def without_quotes(line: str) -> str:
+    """A docstring's line without indentation and quotes."""
+    return re.sub(r"^r(?=[\"'])", "", line.strip()).strip("\"'").strip()
+
+
+def read_sources(site_packages: list[Path], answers: set[str]) -> dict[str, list[str]]:
+    """Package name -> its source texts, in a fixed order, without duplicates and files that hold one of the answers."""
     sources: dict[str, list[str]] = {}
     seen: set[int] = set()
     for root in site_packages:
@@ -68,7 +73,7 @@ def read_sources(site_packages: list[Path]) -> dict[str, list[str]]:
             text = path.read_bytes().decode("utf-8", errors="ignore").replace("\r\n", "\n")
             if hash(text) in seen or not is_written_by_hand(text):
                 continue
-            if any(line.strip(" \t\"'rR") in answers for line in text.split("\n")):
+            if any(without_quotes(line) in answers for line in text.split("\n")):
                 continue
             seen.add(hash(text))
             sources.setdefault(parts[0].removesuffix(".py"), []).append(text)
@@ -110,7 +115,8 @@ def encode_in_parallel(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
 def build(vocabulary_size: int, megabytes: float) -> Corpus:
     """Read the installed packages, train the tokenizer on a tenth of them (at most 40 MB) and encode all."""
     paths = sysconfig.get_paths()
-    sources = read_sources(sorted({Path(paths["purelib"]).resolve(), Path(paths["platlib"]).resolve()}))
+    site_packages = sorted({Path(paths["purelib"]).resolve(), Path(paths["platlib"]).resolve()})
+    sources = read_sources(site_packages, standard_library_summaries())
     held_out_packages = sorted(HELD_OUT_PACKAGES & set(sources))
     held_out = [text for package in held_out_packages for text in sources[package]]
     train = [text for package, texts in sources.items() if package not in HELD_OUT_PACKAGES for text in texts]

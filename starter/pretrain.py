@@ -124,7 +124,7 @@ completes Python; it knows nothing else, and it is no use outside this experimen
 | trained on | {tokens:,} tokens in {steps:,} steps of {batch_size} x {context} ({epochs:.2f} epochs) |
 | time, hardware | {minutes:g} minutes on {hardware}, torch {torch} |
 | train loss | {train_loss:.3f} nats per token, mean of the last 50 steps |
-| held-out loss | **{nats_per_token:.3f} nats per token, {nats_per_byte:.3f} nats per byte** ({bits_per_byte:.3f} bits) |
+| held-out loss | **{nats_per_token:.3f} nats per token, {nats_per_byte:.3f} per byte** ({bits_per_byte:.3f} bits) |
 
 The weights are stored in bfloat16, and the held-out loss is that of the stored weights. Made by
 

@@ -1,0 +1,208 @@
+"""train.py: what it accepts, what it measures, and that measuring changes nothing."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import bitsandbytes as bnb
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
+
+import train
+
+ROOT = Path(__file__).parent.parent
+STARTER = ["--config", "recipes/starter.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
+def trainer(tmp_path, *flags: str) -> train.Trainer:
+    """A Trainer on 48 functions of the starter's data, evaluated on 24, that logs nowhere."""
+    small = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--report_to", "none"]
+    data, training, base = train.parse([*STARTER, *small, "--output_dir", str(tmp_path), *flags])
+    rows = [train.load_split(data, split) for split in ("train[:48]", "test[:24]")]
+    return train.Trainer(base, training, *rows)
+
+
+def losses(trainer: train.Trainer) -> list[tuple[float, float]]:
+    trainer.train()
+    return [(row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
+
+
+def test_evaluations_leave_the_trajectory_as_it_is(tmp_path):
+    class Evaluate(train.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_evaluate = True
+
+    plain = trainer(tmp_path, "--eval_on_start", "false")
+    watched = trainer(tmp_path)
+    watched.add_callback(Evaluate())
+    assert losses(plain) == losses(watched)
+    assert [row["step"] for row in watched.state.log_history if "eval_loss" in row] == [0, 1, 2, 3]
+    assert not any(m.support_avx512bf16_for_cpu for m in watched.model.modules() if isinstance(m, bnb.nn.Linear4bit))
+
+
+def test_adapters_start_equal_in_float32_and_b_at_zero(tmp_path):
+    first, second = trainer(tmp_path, "--learning_rate", "1.0e-5"), trainer(tmp_path, "--learning_rate", "5.0e-3")
+    adapters = {name: p for name, p in first.model.named_parameters() if p.requires_grad}
+    assert len(adapters) == 2 * 7 * first.model.config.num_hidden_layers
+    others = dict(second.model.named_parameters())
+    for name, parameter in adapters.items():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, others[name])
+        assert ("lora_B" in name) == (not parameter.any())
+
+
+def test_adapter_dtype_bfloat16_reproduces_trl(tmp_path):
+    kept = trainer(tmp_path, "--adapter_dtype", "bfloat16")
+    assert {p.dtype for p in kept.model.parameters() if p.requires_grad} == {torch.bfloat16}
+
+
+def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):
+    subject = trainer(tmp_path)
+    metrics = subject.evaluate()
+    total = count = 0
+    for row, nll, tokens in zip(
+        subject.eval_dataset, subject.example_losses["nll"][0], subject.example_losses["tokens"], strict=True
+    ):
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        with torch.no_grad():
+            scores = subject.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        answer = labels[1:] != -100
+        expected = -scores[answer, labels[1:][answer]].sum().item()
+        assert nll == pytest.approx(expected, abs=2e-3)
+        assert tokens == answer.sum().item()
+        total, count = total + expected, count + tokens
+    assert metrics["eval_loss"] == pytest.approx(total / count, abs=1e-4)
+    assert metrics["eval_update_ratio"] == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), rank=st.sampled_from([1, 2, 8]), layers=st.integers(1, 3))
+def test_update_size_equals_that_of_the_full_matrix(seed, rank, layers):
+    torch.manual_seed(seed)
+    adapters, ratios, ranks = {}, [], []
+    for index in range(layers):
+        layer = LoraLayer(torch.nn.Linear(24, 16))
+        layer.lora_A["default"], layer.lora_B["default"] = torch.nn.Linear(24, rank), torch.nn.Linear(rank, 16)
+        layer.scaling["default"] = 0.5 + index
+        delta = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * layer.scaling["default"]
+        values = torch.linalg.svdvals(delta.double())
+        ratios.append(values.square().sum().item())
+        ranks.append(values.square().sum().item() / values[0].item() ** 2)
+        adapters[str(index)] = layer
+    sizes = train.update_size(adapters, dict.fromkeys(adapters, 2.0))
+    assert sizes["update_ratio"] == pytest.approx(math.sqrt(sum(ratios) / (2.0 * layers)), rel=1e-4)
+    assert sizes["stable_rank"] == pytest.approx(sum(ranks) / layers, rel=1e-4)
+
+
+@given(st.integers(1, 100_000))
+def test_evaluation_steps_are_dense_early_and_hold_both_ends(max_steps):
+    steps = train.evaluation_steps(max_steps)
+    assert {0, max_steps} <= steps <= set(range(max_steps + 1))
+    assert len(steps) == min(len(steps), 25)
+    if max_steps >= 100:
+        assert {round(share * max_steps) for share in (0.01, 0.02, 0.04, 0.08, 0.5, 0.95)} <= steps
+
+
+def test_sweep_keys_are_flags_and_rates_are_floats():
+    sweep = yaml.safe_load(Path("sweep.yaml").read_text())
+    rates = sweep["parameters"]["learning_rate"]["values"]
+    assert [type(rate) for rate in rates] == [float] * 4
+    for recipe in Path("recipes").glob("*.yaml"):
+        keys = set(yaml.safe_load(recipe.read_text())) | set(sweep["parameters"])
+        flags = [f"--{key}=1" for key in sweep["parameters"]]
+        gpu_only = yaml.safe_load(recipe.read_text()).get("bf16")
+        if gpu_only and not torch.cuda.is_available():
+            with pytest.raises(train.InputError, match="needs a GPU"):
+                train.parse(["--config", str(recipe), *flags])
+        else:
+            data, training, base = train.parse(["--config", str(recipe), *flags])
+            assert keys <= set(vars(data)) | set(vars(training)) | set(vars(base))
+    assert sweep["command"][4] == "recipes/starter.yaml"
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*STARTER, "--lora_rank", "8"], "unknown key 'lora_rank'"),
+        ([*STARTER, "--learning_rat=1"], "did you mean 'learning_rate'"),
+        (["--config", "{recipe with lora_rank: 8}"], "unknown key 'lora_rank'; did you mean"),
+        (["--config", "{recipe with env: {WANDB_API_KEY: x}}"], "remove the block env"),
+        (["--config", "{recipe with - 1}"], "expected `key: value`"),
+        (["--config", "no-such-recipe.yaml"], "no-such-recipe.yaml: .*No such file"),
+        (["--learning_rate", "1.0e-4"], "model_name_or_path and dataset_name are needed"),
+        ([*STARTER, "--packing", "true"], "packing"),
+        pytest.param(
+            [*STARTER, "--bf16", "true"], "needs a GPU.*starter.yaml",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+        ),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(arguments, message, tmp_path):
+    arguments = [
+        write(tmp_path / "recipe.yaml", argument[13:-1]) if argument.startswith("{recipe") else argument
+        for argument in arguments
+    ]
+    with pytest.raises(train.InputError, match=message):
+        train.parse(arguments)
+
+
+@pytest.mark.parametrize(
+    ("rows", "split", "message"),
+    [
+        ('{"question": "a", "answer": "b"}\n', "train", "has columns question, answer; TRL needs messages"),
+        ('{"text": "a"}\n', "train[:0]", "no data"),
+        ('{"text": "a"}\n', "test", "test"),
+        ('{"text": ', "train", "data.jsonl"),
+        (None, "train", "give a local directory, a JSONL file or the name of a Hub data set"),
+    ],
+)
+def test_bad_data_are_named(rows, split, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name = tmp_path / "data.jsonl"
+    if rows:
+        name.write_text(rows)
+    with pytest.raises(train.InputError, match=message) as caught:
+        train.load_split(train.DataConfig(dataset_name=str(name)), split)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_line_and_exit_code_2():
+    command = [sys.executable, "train.py", *STARTER, "--model_name_or_path", "no/such/model"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("train.py:")]
+    assert "no/such/model" in line and "local directory or a Hub name" in line
+
+
+def test_a_rate_that_yaml_reads_as_a_string_is_named(tmp_path, monkeypatch):
+    parameters = write(tmp_path / "parameters.yaml", "wandb_version: 1\nlearning_rate:\n  value: 1e-5\n")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", parameters)
+    _, training, _ = train.parse([*STARTER, "--learning_rate=1e-5"])
+    with pytest.raises(train.InputError, match=r"learning_rate: 1e-5 is a string to YAML; write 1\.0e-05"):
+        train.swept_values(training)
+    assert isinstance(yaml.safe_load("1.0e-05"), float)
+
+
+@pytest.mark.parametrize("value", [1.5, math.nan, math.inf, -math.inf])
+def test_json_numbers_are_strict_and_come_back(value):
+    back = float(json.loads(json.dumps(train.json_number(value), allow_nan=False)))
+    assert back == value or (math.isnan(back) and math.isnan(value))
