@@ -356,7 +356,7 @@ def paired_ratio_figure(study: Study) -> Figure:
         ratios = []
         for run in runs:
             ratio = paired_ratio(run, study.evidence[run.id].reference)
-            if ratio is None:
+            if ratio is None or not len(ratio):
                 continue
             smooth = Series(ratio.step, ema(ratio.value, run.planned_steps or 0))
             style = "--" if study.diverged(run) else "-"

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import wandb
+
 from analysis.runs import InputError, learning_rate, rate_directory, save, strict, to_json
 
 FILES = ("eval_nll.json", "generations.json")  # files of a run that the analysis reads
@@ -106,8 +107,8 @@ def record(run: "wandb.apis.public.Run", sweep: str) -> str:
         "summary": {key: value for key, value in (run.summary_metrics or {}).items() if key != BEHAVIOR},
         "files": read_files(run),
     }
-    head = ",\n".join(f"{json.dumps(key)}: {json.dumps(strict(value))}" for key, value in about.items())
-    rows = ",\n".join(json.dumps(strict(row)) for row in run.scan_history(use_cache=False))
+    head = ",\n".join(f"{json.dumps(key)}: {json.dumps(strict(value), sort_keys=True)}" for key, value in about.items())
+    rows = ",\n".join(json.dumps(strict(row), sort_keys=True) for row in run.scan_history(use_cache=False))
     return f'{{{head},\n"history": [\n{rows}\n]}}'
 
 

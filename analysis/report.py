@@ -123,7 +123,11 @@ def caption(r: dict) -> str:
             f" C: bars are 95 % intervals of the difference from the best rate, over {c['covers']}; "
             f"the band is ε = {decimals(c['width'])} nats."
         )
-    lines = "Thin lines are single runs, bold their mean." if max(x["n"] for x in r["rates"]) > 1 else "One run a rate."
+    lines = (
+        "Thin lines are single runs, bold their mean."
+        if max((x["n"] for x in r["rates"]), default=0) > 1
+        else "One run a rate."
+    )
     return (
         f"Nats per answer token over {r['planned_steps']} steps. {lines} Diverged runs are dashed, with a red cross "
         f"at the "

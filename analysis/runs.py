@@ -273,7 +273,7 @@ def read_history(rows: object, notes: list[str]) -> dict[str, Series]:
     history, repeated, unreadable = {}, 0, 0
     for column in COLUMNS:
         cells = [row.get(column) for row in rows]
-        present = np.array([cell is not None for cell in cells], bool) & np.isfinite(step)
+        present = np.array([cell is not None for cell in cells], bool) & (step >= 0) & (step < 2**53)
         values = numbers([cell for cell, here in zip(cells, present, strict=True) if here])
         readable = ~np.isnan(values)
         for place in np.flatnonzero(~readable):
@@ -287,9 +287,9 @@ def read_history(rows: object, notes: list[str]) -> dict[str, Series]:
         repeated = max(repeated, len(at) - len(unique)) if column != "_runtime" else repeated
         history[column] = Series(unique, values[::-1][from_end])
     if repeated:
-        notes.append(f"{repeated} steps recorded more than once (a resumed run): the last record counts")
+        notes.append(f"{plural(repeated, 'step')} recorded more than once (a resumed run): the last record counts")
     if unreadable:
-        notes.append(f"{unreadable} values in the history are not numbers: left out")
+        notes.append(f"{plural(unreadable, 'value')} of the history not a number: left out")
     return history
 
 

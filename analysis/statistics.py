@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.runs import Run, Series
+from analysis.runs import Run, Series, plural, rate_label
 
 REPLICATES = 10_000
 LEVEL = 0.95  # of every interval: percentile, two-sided
@@ -201,13 +201,13 @@ def optimum(comparison: Comparison, infeasible: list[float]) -> dict:
     right = [rate for rate in infeasible if rate > rates[best]]
     chosen = fit_points(rates, best)
     x = np.log10([rates[i] for i in chosen])
-    refusal = None
-    if len(chosen) < 3:
-        refusal = f"{len(chosen)} feasible rates around the minimum, three are needed"
-    elif right and (best == len(rates) - 1 or min(right) < rates[best + 1]):
-        refusal = f"the best rate's right neighbour, {min(right):g}, diverged"
+    refusal, name = None, rate_label(rates[best])
+    if right and (best == len(rates) - 1 or min(right) < rates[best + 1]):
+        refusal = f"the best rate's right neighbour, {rate_label(min(right))}, diverged"
+    elif len(rates) < 3:
+        refusal = f"{plural(len(rates), 'feasible rate')}, three are needed"
     elif best in (0, len(rates) - 1):
-        refusal = f"the best rate, {rates[best]:g}, is at the edge of the feasible range"
+        refusal = f"the best rate, {name}, is at the edge of the feasible range"
     if refusal:
         return {"identified": False, "reason": refusal}
     at, curvature = vertex(x, comparison.loss[None, chosen])

@@ -38,25 +38,36 @@ def write_large(directory: Path, runs: int, rows: int) -> int:
     for i, rate in enumerate(float(f"{rate:.2e}") for rate in rates):
         records = []
         for seed in range(runs // 20):
-            loss = (2.7 + 0.05 * abs(i - 10) + 1.5 * np.exp(-np.arange(rows + 1) / (0.05 * rows))) * rng.lognormal(
-                0, 0.08, rows + 1
-            )
-            history = [
-                {"_step": t, "_runtime": 0.1 * t, "train/global_step": t, "train/loss": round(loss[t], 6), "train/grad_norm": 1.0,
-                 "train/learning_rate": rate, "train/epoch": t / rows, "train/num_tokens": 900 * t}
-                for t in range(1, rows + 1)
-            ]  # fmt: skip
-            held_out = 2.7 + 0.05 * abs(i - 10) + 1.5 * np.exp(-steps / (0.05 * rows))
-            history += [{"train/global_step": int(t), "eval/loss": e} for t, e in zip(steps, held_out, strict=True)]
+            noise = rng.lognormal(0, 0.08, rows + 1)
+            floor, pace = 2.7 + 0.05 * abs(i - 10), 0.05 * rows
+            loss = (floor + 1.5 * np.exp(-np.arange(rows + 1) / pace)) * noise
+            held_out = floor + 1.5 * np.exp(-steps / pace)
             nll = held_out[:, None] * tokens * rng.lognormal(0, 0.3, 300)
-            records.append(
+            history = [
                 {
-                    "id": f"{i}-{seed}", "sweep": "big", "name": f"{rate:g} {seed}", "state": "finished", "created_at": "",
-                    "config": {"learning_rate": rate, "seed": seed, "max_steps": rows, "lora_r": 16, "lora_alpha": 32},
-                    "summary": {}, "history": history,
-                    "files": {"eval_nll.json": {"steps": steps.tolist(), "tokens": tokens.tolist(), "nll": nll.tolist()}},
+                    "_step": t,
+                    "_runtime": 0.1 * t,
+                    "train/global_step": t,
+                    "train/loss": round(loss[t], 6),
+                    "train/grad_norm": 1.0,
+                    "train/learning_rate": rate,
+                    "train/epoch": t / rows,
+                    "train/num_tokens": 900 * t,
                 }
-            )  # fmt: skip
+                for t in range(1, rows + 1)
+            ]
+            history += [{"train/global_step": int(t), "eval/loss": e} for t, e in zip(steps, held_out, strict=True)]
+            about = {
+                "id": f"{i}-{seed}",
+                "sweep": "big",
+                "name": "",
+                "state": "finished",
+                "created_at": "",
+                "summary": {},
+            }
+            config = {"learning_rate": rate, "seed": seed, "max_steps": rows, "lora_r": 16, "lora_alpha": 32}
+            file = {"steps": steps.tolist(), "tokens": tokens.tolist(), "nll": nll.tolist()}
+            records.append(about | {"config": config, "history": history, "files": {"eval_nll.json": file}})
         text = json.dumps({"sweeps": [sweep], "runs": records})
         save(directory / rate_directory(rate) / "run_data.json", text)
         size += len(text)

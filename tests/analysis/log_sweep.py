@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import wandb
+
 from tests.analysis.simulate import SEED_RATES, record, sweep_of
 
 

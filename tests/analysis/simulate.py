@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.runs import Run, Series, rate_directory, to_json
+from analysis.runs import Run, Series, learning_rate, rate_directory, to_json
 
 BASE, FLOOR = 4.2, 2.7  # nats per token: untrained, and the best that a rate reaches
 KINDS = (
@@ -54,11 +54,12 @@ def batch_noise(planned: int, noise: float, rng: np.random.Generator) -> np.ndar
 
 
 def curves(
-    kind: str, planned: int, noise: float, seed: int = 0
+    kind: str, planned: int, noise: float, seed: int = 0, size: float | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Train steps (n,), train loss (n,), eval steps (k,), eval loss (k,) of one run of this kind.
 
     The batches' noise depends on the seed alone, so it cancels between kinds, up to a fifth that is each run's own.
+    `size` fixes the factor by which a spike or a bump lifts the train loss.
     """
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     step = np.arange(1, planned + 1)
@@ -76,10 +77,10 @@ def curves(
     elif kind == "spike":
         length = int(rng.integers(5, 10))
         here = (at >= t0) & (at < t0 + length)
-        clean = np.where(here, clean * rng.uniform(1.8, 2.5), clean)
+        clean = np.where(here, clean * (size or rng.uniform(1.8, 2.5)), clean)
     elif kind == "bump":
         width = planned * rng.uniform(0.06, 0.1)
-        clean = clean * (1 + rng.uniform(0.9, 1.2) * np.exp(-(((at - t0) / width) ** 2)))
+        clean = clean * (1 + ((size - 1) if size else rng.uniform(0.9, 1.2)) * np.exp(-(((at - t0) / width) ** 2)))
     elif kind == "rebound":
         clean = clean * (1 + rng.uniform(0.22, 0.32) * after)
         held_out = held_out * (1 + rng.uniform(0.1, 0.3) * after)
@@ -108,9 +109,9 @@ def curves(
     return step, train, steps, heldout
 
 
-def run(kind: str, planned: int = 200, noise: float = 0.08, seed: int = 0) -> Run:
+def run(kind: str, planned: int = 200, noise: float = 0.08, seed: int = 0, size: float | None = None) -> Run:
     """The curves of one kind as a Run, without the detour through rows: for calibration."""
-    step, train, steps, held_out = curves(kind, planned, noise, seed)
+    step, train, steps, held_out = curves(kind, planned, noise, seed, size)
     summary = {"diverged_at_step": int(step[-1])} if kind == "stopped" else {}
     return Run(
         id=kind,
@@ -129,7 +130,7 @@ def run(kind: str, planned: int = 200, noise: float = 0.08, seed: int = 0) -> Ru
 
 def record(
     kind: str,
-    learning_rate: float = 2e-4,
+    rate: float = 2e-4,
     seed: int = 0,
     planned: int = 200,
     noise: float = 0.08,
@@ -141,15 +142,15 @@ def record(
     """One run as pull.py writes it; `shift` is added to every eval loss after step 0 (nats per token)."""
     step, train, steps, held_out = curves(kind, planned, noise, seed)
     held_out = held_out + shift * (steps > 0)
-    rng = np.random.default_rng([seed, 7])
-    norm = 1.5 * np.exp(0.2 * rng.standard_normal(len(step))) * (1 + 2e2 * learning_rate)
-    ratio = 25 * learning_rate * np.sqrt(np.maximum(steps, 0))
+    rng, scale = np.random.default_rng([seed, 7]), rate if isinstance(rate, float) else 2e-4
+    norm = 1.5 * np.exp(0.2 * rng.standard_normal(len(step))) * (1 + 2e2 * scale)
+    ratio = 25 * scale * np.sqrt(np.maximum(steps, 0))
     rows = [
         {
             "train/global_step": int(s),
             "train/loss": float(x),
             "train/grad_norm": float(g) if np.isfinite(x) else float("nan"),
-            "train/learning_rate": learning_rate * min(1.0, s / 5),
+            "train/learning_rate": scale * min(1.0, s / 5),
             "train/num_tokens": int(s) * 900,
             "_runtime": 3 + 0.25 * int(s),
         }
@@ -168,13 +169,13 @@ def record(
     nll = [(e * tokens.sum() * weight / weight.sum()).tolist() for e in held_out]
     diverged = {"diverged_at_step": int(step[-1])} if kind == "stopped" else {}
     return {
-        "id": f"{kind}-{learning_rate:g}-{seed}",
+        "id": f"{kind}-{rate}-{seed}",
         "sweep": sweep,
-        "name": f"lr {learning_rate:g} seed {seed}",
+        "name": f"lr {rate} seed {seed}",
         "state": "crashed" if kind == "cut" else "finished",
         "created_at": f"2026-01-01T00:00:{seed:02d}Z",
         "config": {
-            "learning_rate": learning_rate,
+            "learning_rate": rate,
             "seed": seed,
             "max_steps": planned,
             "warmup_steps": 5,
@@ -242,7 +243,7 @@ def write(directory: Path, records: list[dict], sweeps: list[dict]) -> Path:
     """An output directory as pull.py leaves it."""
     by_rate: dict[str, list[dict]] = {}
     for one in records:
-        by_rate.setdefault(rate_directory(one["config"].get("learning_rate")), []).append(one)
+        by_rate.setdefault(rate_directory(learning_rate(one["config"])), []).append(one)
     for name, group in by_rate.items():
         path = directory / name / "run_data.json"
         path.parent.mkdir(parents=True, exist_ok=True)

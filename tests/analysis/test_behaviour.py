@@ -1,0 +1,132 @@
+"""Classes: each kind of simulated run gets its own, at stated rates, with the step and the number that fired."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis import behaviour, curves
+from analysis.behaviour import Evidence, classify, dynamics, onset
+from analysis.runs import Series, read_run
+from tests.analysis import calibrate, simulate
+
+losses = st.lists(st.floats(0.01, 20), min_size=1, max_size=60).map(np.array)
+
+
+def evidence(kind, **options):
+    return Evidence(simulate.run(kind, **options), None, simulate.BASE, simulate.FLOOR, True)
+
+
+@pytest.mark.parametrize("kind", simulate.KINDS)
+def test_the_confusion_matrix_stays_diagonal(kind):
+    """docs/behaviour.md has 300 runs a cell; here 12, of which at most one in the whole row of nine cells may err."""
+    cells = calibrate.confusion(12, kinds=(kind,))
+    right = sum(given[simulate.CLASS[kind]] for given in cells.values())
+    assert right >= 9 * 12 - 1, cells
+
+
+def test_the_page_shows_every_threshold_of_the_module():
+    names = {name for name in vars(behaviour) if name.isupper()} - {"BEHAVIOURS", "DYNAMICS", "OUTCOMES"}
+    names -= {"COMPLETE", "TAIL", "TAIL_STEPS"}  # how a run is read, in runs.py
+    assert {row[0].strip("`") for row in calibrate.thresholds()} == names
+    page = calibrate.PAGE.read_text(encoding="utf-8")
+    assert all(f"| {' | '.join(row)} |" in page for row in calibrate.thresholds())
+
+
+@pytest.mark.parametrize("kind", simulate.KINDS)
+def test_every_verdict_has_a_step_and_a_reason_with_a_number(kind):
+    verdict = classify(evidence(kind))
+    assert verdict.step is not None and any(c.isdigit() for c in verdict.reason)
+
+
+def test_spikes_are_dated():
+    run = simulate.run("spike", noise=0.03, seed=1)
+    jump = int(run["train/loss"].step[np.argmax(run["train/loss"].value[20:] > 4) + 20])
+    assert abs(classify(evidence("spike", noise=0.03, seed=1)).step - jump) <= 1
+
+
+def test_first_match_wins():
+    run = simulate.run("harmed")
+    run["train/loss"].value[50] = np.nan  # also a recovered NaN, which alone would be "unstable"
+    assert dynamics(Evidence(run, None, simulate.BASE)).behaviour == "diverged"
+
+
+def test_divergence_is_early_or_mid():
+    for kind, when in (("harmed", "early"), ("exploding", "mid")):
+        run = simulate.run(kind)
+        assert onset(classify(Evidence(run, None, simulate.BASE, simulate.FLOOR)), run) == when
+
+
+def test_a_run_that_stopped_itself_is_diverged_even_if_all_its_values_are_finite():
+    record = simulate.record("cut")
+    record["summary"]["diverged_at_step"] = 80
+    verdict = classify(Evidence(read_run(record), None, simulate.BASE, simulate.FLOOR))
+    assert (verdict.behaviour, verdict.step) == ("diverged", 80)
+
+
+def test_a_rise_from_almost_nothing_is_no_divergence():
+    step = np.arange(1, 201)
+    run = simulate.run("good")
+    run.history["train/loss"] = Series(step, 4.2 * np.exp(-step / 15) + 0.02 + 0.02 * (step > 150))
+    assert behaviour.rose(Evidence(run, None, simulate.BASE)) is None
+
+
+def test_without_any_best_rate_a_finite_run_is_not_judged_by_its_gain():
+    assert classify(Evidence(simulate.run("good"), None, None, None)).behaviour == "incomplete"
+
+
+def test_batch_noise_cancels_in_the_paired_ratio():
+    run, lowest = simulate.run("good", noise=0.15), simulate.run("slow", noise=0.15)
+    assert np.std(np.diff(curves.paired_ratio(run, lowest).value)) < 0.5 * np.std(
+        np.diff(np.log(run["train/loss"].value))
+    )
+
+
+def test_clip_share_counts_what_is_above_the_limit_and_what_is_not_finite():
+    record = simulate.record("good", max_grad_norm=1.0)
+    rows = [row for row in record["history"] if "train/grad_norm" in row]
+    for row, norm in zip(rows, [0.5, 1.5, float("nan")] * 66 + [0.5, 0.5], strict=True):
+        row["train/grad_norm"] = norm
+    assert Evidence(read_run(record)).clipped == pytest.approx(132 / 200)
+
+
+@given(losses, st.sampled_from([3, 5, 9, 21]))
+def test_rolling_median_is_the_median_of_the_window_that_exists(values, width):
+    half = width // 2
+    expected = [np.median(values[max(0, t - half) : t + half + 1]) for t in range(len(values))]
+    assert curves.rolling_median(values, width) == pytest.approx(expected)
+
+
+@given(losses, st.floats(0.1, 10))
+def test_z_does_not_depend_on_the_scale(values, factor):
+    z, _ = curves.robust_z(values, 20, 10)
+    scaled, _ = curves.robust_z(factor * values, 20, 10)
+    assert scaled == pytest.approx(z, rel=1e-6, abs=1e-6)
+
+
+def test_ema_is_bias_corrected_and_breaks_at_nan():
+    out = curves.ema(np.array([2.0, 2.0, np.nan, 2.0]), 100)
+    assert np.isnan(out[2]) and out[[0, 1, 3]] == pytest.approx(2.0)
+
+
+def test_paired_se_is_that_of_a_ratio():
+    rng = np.random.default_rng(0)
+    tokens = np.full(400, 10.0)
+    nll = np.array([tokens * 3, tokens * 3 + rng.normal(0, 5, 400)])
+    record = simulate.record("good") | {
+        "files": {"eval_nll.json": {"steps": [0, 200], "tokens": tokens.tolist(), "nll": nll.tolist()}}
+    }
+    assert curves.paired_se(read_run(record).eval_nll, 200, 0) == pytest.approx(5 / 10 / np.sqrt(400), rel=0.1)
+
+
+def test_first_crossing_interpolates_and_a_miss_is_infinite():
+    series = Series(np.array([0, 10, 20]), np.array([4.0, 3.0, 2.0]))
+    assert curves.first_crossing(series, 2.5) == 15
+    assert curves.first_crossing(series, 1.0) == np.inf
+    assert curves.first_crossing(Series(series.step, np.array([4.0, np.nan, 2.0])), 2.5) == 20
+
+
+@given(st.floats(0, 1))
+def test_area_is_the_mean_height(height):
+    series = Series(np.array([0, 5, 100]), np.full(3, 1 + height))
+    assert curves.area_under(series, 2.0, 1.0, 100) == pytest.approx(height)

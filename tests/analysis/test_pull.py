@@ -1,0 +1,93 @@
+"""Pulling with the real client from the local server: what was logged is what is analysed, and twice is the same."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.analysis import simulate
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"WANDB_PROJECT": "analysis", "PYTHONPATH": str(ROOT)}
+RATES = {2e-4: "good", 1e-3: "cut", 5e-3: "stopped"}
+
+
+def analyse(server, *arguments, **environment):
+    return server.run(sys.executable, "-m", "analysis", *arguments, env=ENVIRONMENT | environment)
+
+
+@pytest.fixture(scope="module")
+def sweep(server):
+    rates = json.dumps({str(rate): kind for rate, kind in RATES.items()})
+    done = server.run(sys.executable, "-m", "tests.analysis.log_sweep", rates, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_a_sweep_comes_whole_and_twice_the_same(server, sweep, tmp_path):
+    for name in ("a/out", "b/out"):
+        done = analyse(server, sweep, "--output", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    assert "3 runs read" in done.stdout
+    trees = [
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
+        for name in ("a", "b")
+    ]
+    assert trees[0] == trees[1]
+    for rate, kind in RATES.items():
+        logged = simulate.record(kind, rate, planned=100, examples=20)
+        data = json.loads((tmp_path / f"a/out/lr_{rate}/run_data.json").read_text())
+        run = data["runs"][0]
+        assert len(run["history"]) == len(logged["history"])
+        assert run["files"] == logged["files"] and run["state"] == logged["state"].replace("crashed", "failed")
+        assert run["config"]["adapted_modules"] == logged["config"]["adapted_modules"]
+    assert run["history"][-1]["train/loss"] == "Infinity" or run["history"][-2]["train/loss"] == "Infinity"
+    offline = analyse(server, tmp_path / "a/out", WANDB_BASE_URL="http://127.0.0.1:9")
+    assert offline.returncode == 0
+    assert trees[0] == {
+        path.relative_to(tmp_path / "a"): path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()
+    }
+
+
+def test_the_class_of_each_run_is_written_back(server, sweep, tmp_path):
+    assert analyse(server, sweep, "--output", tmp_path).returncode == 0
+    entity, project, _ = sweep.split("/")
+    runs = f"wandb.Api().runs('{entity}/{project}', lazy=False)"
+    script = f"import wandb\nfor run in {runs}: print(run.summary_metrics.get('behavior'))"
+    done = server.run(sys.executable, "-c", script, env=ENVIRONMENT)
+    assert set(done.stdout.split("\n")) >= {"stable, good", "incomplete", "diverged"}
+
+
+def test_rates_of_another_sweep_are_kept_aside(server, sweep, tmp_path):
+    simulate.study(tmp_path, rates={3e-3: "good"}, planned=100, examples=5)
+    done = analyse(server, sweep, "--output", tmp_path)
+    assert "lr_0.003/run_data.json is not of this sweep" in done.stdout
+    assert (tmp_path / "previous/lr_0.003/run_data.json").exists() and not (
+        tmp_path / "lr_0.003/run_data.json"
+    ).exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "environment", "words"),
+    [
+        ("local/analysis/nothere", {}, "no sweep local/analysis/nothere"),
+        ("local/none/x", {"WANDB_BASE_URL": "http://127.0.0.1:9"}, "cannot reach the W&B server http://127.0.0.1:9"),
+        ("local/none/x", {"WANDB_API_KEY": ""}, "WANDB_API_KEY"),
+    ],
+    ids=["unknown sweep", "unreachable server", "no key"],
+)
+def test_bad_input_is_one_line_and_exit_2(server, tmp_path, path, environment, words):
+    done = analyse(server, path, "--output", tmp_path, **environment)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_output_that_cannot_be_written_is_named(server, sweep, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = analyse(server, sweep, "--output", tmp_path / "file" / "out")
+    assert done.returncode == 2 and "cannot write" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,139 @@
+"""Reading: whatever the files hold, a Run or one clear line, never a traceback and never a silent drop."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.runs import COLUMNS, STEP, InputError, load, read_history, read_run, strict, to_json
+from tests.analysis import simulate
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["NaN", "-Infinity"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def one(**changes):
+    return read_run(simulate.record("good") | changes)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from([*COLUMNS, STEP, "_step"]), json_values, max_size=4), max_size=6))
+def test_any_history_reads_with_increasing_steps(rows):
+    notes = []
+    for series in read_history(rows, notes).values():
+        assert (np.diff(series.step) > 0).all() and len(series.step) == len(series.value)
+
+
+@given(st.dictionaries(st.sampled_from(["id", "config", "summary", "files", "history", "state"]), json_values))
+def test_any_record_reads(record):
+    run = read_run(record)
+    assert run.complete in (True, False) and run.final_train_loss is None
+
+
+@given(json_values)
+def test_written_json_is_strict(value):
+    text = to_json(value)
+    assert json.loads(text, parse_constant=lambda word: pytest.fail(f"bare {word}")) == json.loads(
+        json.dumps(strict(value))
+    )
+
+
+def test_non_finite_words_are_numbers():
+    rows = [{STEP: 1, "train/loss": "NaN"}, {STEP: 2, "train/loss": "Infinity"}, {STEP: 3, "train/loss": "3.5"}]
+    values = read_history(rows, [])["train/loss"].value
+    assert math.isnan(values[0]) and values[1] == math.inf and values[2] == 3.5
+
+
+def test_a_resumed_run_keeps_the_last_record_of_a_step():
+    notes = []
+    rows = [{STEP: s, "train/loss": float(s)} for s in (1, 2, 3, 4)] + [
+        {STEP: s, "train/loss": 10.0 + s} for s in (3, 4, 5)
+    ]
+    series = read_history(rows, notes)["train/loss"]
+    assert series.step.tolist() == [1, 2, 3, 4, 5] and series.value.tolist() == [1, 2, 13, 14, 15]
+    assert "2 steps recorded more than once" in notes[0]
+
+
+def test_unreadable_values_are_counted_and_missing_ones_are_not():
+    notes = []
+    rows = [{STEP: 1, "train/loss": "oops"}, {STEP: 2, "train/loss": None}, {STEP: 3, "train/loss": 2}]
+    assert read_history(rows, notes)["train/loss"].value.tolist() == [2.0]
+    assert notes == ["1 value of the history not a number: left out"]
+
+
+def test_missing_columns_are_named():
+    rows = [
+        {key: v for key, v in row.items() if key != "train/grad_norm"} for row in simulate.record("good")["history"]
+    ]
+    assert len(one(history=rows)["train/grad_norm"]) == 0
+    assert one(history=[]).notes == ["no train/loss recorded", "no eval/loss recorded"]
+
+
+def test_final_train_loss_is_the_mean_of_the_tail_not_of_the_run():
+    record = simulate.record("good", planned=200)
+    record["history"].append({STEP: 200, "train/train_loss": 3.9})
+    run = read_run(record)
+    tail = [row["train/loss"] for row in record["history"] if row.get("train/loss") and row[STEP] > 180]
+    assert len(tail) == 20 and run.final_train_loss == pytest.approx(np.mean(tail))
+
+
+def test_final_losses_of_a_cut_run_do_not_exist():
+    run = read_run(simulate.record("cut"))
+    assert run.final_eval_loss is None and run.final_train_loss is None and not run.complete
+
+
+@pytest.mark.parametrize("rate", ["1e-5", 1e-5, "0.00001"])
+def test_a_rate_written_as_a_string_is_that_rate(rate):
+    assert one(config={"learning_rate": rate}).learning_rate == 1e-5
+
+
+@pytest.mark.parametrize("rate", [None, "fast", 0, -1, "NaN", [1], True])
+def test_an_unusable_rate_is_none_and_noted(rate):
+    run = one(config={"learning_rate": rate})
+    assert run.learning_rate is None and "no usable learning rate" in run.notes[0]
+
+
+def test_eval_nll_of_another_shape_is_noted():
+    run = one(files={"eval_nll.json": {"steps": [0], "tokens": [1, 2], "nll": [[1]]}})
+    assert run.eval_nll is None and "eval_nll.json" in run.notes[0]
+
+
+def test_warmup_below_one_is_a_share():
+    record = simulate.record("good", planned=200, warmup_steps=0.03)
+    assert read_run(record).warmup_steps == 6
+
+
+def test_seconds_per_step_leave_evaluations_out():
+    assert read_run(simulate.record("good")).seconds_per_step == pytest.approx(0.25)
+
+
+def test_a_directory_without_runs_is_named(tmp_path):
+    with pytest.raises(InputError, match="has no lr_"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.999, 0])
+def test_torn_files_are_named(tmp_path, kept):
+    path = simulate.study(tmp_path, planned=100, examples=5) / "lr_0.0002" / "run_data.json"
+    text = path.read_text()
+    path.write_text(text[: int(kept * len(text))] if kept else '{"runs": 3}')
+    with pytest.raises(InputError, match=r"lr_0\.0002/run_data\.json is not whole"):
+        load(tmp_path)
+
+
+def test_runs_come_by_rate_seed_and_age(tmp_path):
+    simulate.study(tmp_path, seeds=2, planned=100, examples=5)
+    simulate.write(tmp_path, [simulate.record("good", "?", planned=100, examples=5)], [simulate.sweep_of([1e-5], [0])])
+    sweeps, runs = load(tmp_path)
+    assert [(r.learning_rate, r.seed) for r in runs][:3] == [(1e-5, 0), (1e-5, 1), (2e-4, 0)]
+    assert runs[-1].learning_rate is None and (tmp_path / "lr_unknown").is_dir() and len(sweeps) == 1
