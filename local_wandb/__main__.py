@@ -44,6 +44,7 @@ def serve(data: Path, port: int | None, host: str | None) -> None:
     environment_key = os.environ.get("WANDB_API_KEY")
     if host is not None and not environment_key:
         raise ValueError(f"--host {host} opens the server to others: set WANDB_API_KEY to a key of your own first")
+    os.umask(0o077)  # what is written here is for its owner: the database, the files, the key
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(data):
         key = environment_key or _kept_key(data)

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from graphql import GraphQLError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -50,7 +51,7 @@ def application(store: Store, key: str) -> Starlette:
         yield
         watching.cancel()
 
-    handlers = {HTTPException: _http_error, ValueError: _bad_request, Exception: _bug}
+    handlers = {HTTPException: _http_error, ValueError: _bad_request, RecursionError: _bad_request, Exception: _bug}
     app = Starlette(lifespan=lifespan, routes=ROUTES, exception_handlers=handlers)
     app.state.store, app.state.key = store, key
     return app
@@ -108,7 +109,8 @@ async def _graphql(request: Request) -> Response:
     body = await _json(request)
     result = await run_in_threadpool(graphql.answer, _context(request), body)
     for error in result.errors or ():
-        log.warning("graphql: %s", error.message)
+        expected = error.original_error is None or isinstance(error.original_error, GraphQLError | ValueError)
+        log.warning("graphql: %s", error.message, exc_info=None if expected else error.original_error)
     gone = any(isinstance(error.original_error, SweepGone) for error in result.errors or ())
     # Not 5xx, and not 400 either: the client repeats the one for minutes and hides the message of the other.
     return JSONResponse(result.formatted, 404 if gone else 200)
@@ -123,7 +125,10 @@ async def _file_stream(request: Request) -> Response:
         run = project and store.get("runs", project=project["id"], name=where["run"])
         if not run:
             raise HTTPException(404, f"run {where['entity']}/{where['project']}/{where['run']} does not exist")
-        return stream(_context(request), run, body)
+        try:
+            return stream(_context(request), run, body)
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
+            raise HTTPException(400, f"not a file-stream request: {error}") from error
 
     return JSONResponse(await run_in_threadpool(write))
 
@@ -271,7 +276,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     return JSONResponse({"errors": [{"message": detail}]}, error.status_code, error.headers)
 
 
-async def _bad_request(request: Request, error: ValueError) -> Response:
+async def _bad_request(request: Request, error: Exception) -> Response:
     return await _http_error(request, HTTPException(400, f"{type(error).__name__}: {error}"))
 
 

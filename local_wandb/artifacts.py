@@ -5,7 +5,7 @@ import time
 
 from graphql import GraphQLError
 
-from local_wandb.nodes import connection, existing, node_id, owner, proper_name, row_id
+from local_wandb.nodes import connection, existing, node_id, owner, proper_name, proper_path, row_id
 from local_wandb.projects import make_project
 from local_wandb.runs import named_run
 from local_wandb.store import Store
@@ -122,6 +122,7 @@ def _entries(store: Store, artifact: dict) -> list[dict]:
     contents = json.loads((store.blobs / manifest["blob"]).read_bytes())["contents"]
     entries = []
     for name, entry in sorted(contents.items()):
+        proper_path(name)
         if "ref" in entry:
             continue
         birth = entry.get("birthArtifactID")

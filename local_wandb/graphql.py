@@ -19,6 +19,8 @@ def answer(context: Context, body: dict) -> ExecutionResult:
         return ExecutionResult(None, [error if isinstance(error, GraphQLError) else GraphQLError(f"no query: {error}")])
     if isinstance(document, list):
         return ExecutionResult(None, document)
+    if not isinstance(body.get("variables") or {}, dict):
+        return ExecutionResult(None, [GraphQLError("variables must be an object")])
     return execute_sync(
         SCHEMA,
         document,

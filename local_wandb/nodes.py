@@ -63,6 +63,14 @@ def proper_name(text: str, what: str) -> str:
     return text
 
 
+def proper_path(path: str) -> str:
+    """A file's name that stays inside the folder it is downloaded to, whoever downloads it."""
+    parts = path.replace("\\", "/").split("/")
+    if not path or len(path) > 1024 or any(part in ("", ".", "..") for part in parts) or any(ord(c) < 32 for c in path):
+        raise GraphQLError(f"file name {path!r} is not a relative path inside the run")
+    return path
+
+
 def owner(table: str, column: str):
     """A resolver: the row that this column points to."""
     return lambda source, info: info.context.store.get(table, id=source[column])

@@ -8,7 +8,7 @@ import time
 from graphql import GraphQLError
 
 from local_wandb.filters import like, select
-from local_wandb.nodes import Context, connection, existing, node_id, owner, proper_name
+from local_wandb.nodes import Context, connection, existing, node_id, owner, proper_name, proper_path
 from local_wandb.projects import make_project, user
 from local_wandb.projects import project as find_project
 from local_wandb.store import Store
@@ -246,7 +246,7 @@ def _create_run_files(source, info, input) -> dict:
     with store.write():
         files = [
             store.get("files", run=run["id"], name=name)
-            or store.insert("files", run=run["id"], name=name, updatedAt=time.time())
+            or store.insert("files", run=run["id"], name=proper_path(name), updatedAt=time.time())
             for name in input["files"]
         ]
     return {"runID": node_id("Run", run["id"]), "uploadHeaders": [], "files": files}
