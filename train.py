@@ -177,12 +177,12 @@ def fingerprint(*datasets: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def swept_values(training: TrainConfig) -> dict:
+def swept_values(training: TrainConfig, point: dict | None = None) -> dict:
     """What the sweep varies, as W&B's agent wrote it down; for a run alone its learning rate."""
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
-    if not path:
+    if not path and point is None:
         return {"learning_rate": training.learning_rate}
-    written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    written = point or yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     values = {key: entry["value"] for key, entry in written.items() if not key.startswith("wandb_")}
     for key, value in values.items():
         if isinstance(value, str) and isinstance(getattr(training, key, None), float):
@@ -213,7 +213,7 @@ class Trainer(SFTTrainer):
     eval/loss is the mean over all answer tokens; Hugging Face's would be the mean of the batches' means.
     """
 
-    def __init__(self, base: BaseConfig, training: TrainConfig, train: Dataset, test: Dataset):
+    def __init__(self, base: BaseConfig, training: TrainConfig, train: Dataset, test: Dataset, model=None):
         training.model_init_kwargs = {
             "revision": base.model_revision,
             "attn_implementation": base.attn_implementation,
@@ -222,12 +222,12 @@ class Trainer(SFTTrainer):
             **(training.model_init_kwargs or {}),
         }
         super().__init__(
-            model=base.model_name_or_path,
+            model=model or base.model_name_or_path,  # a gang hands on the model that it has loaded
             args=training,
             train_dataset=train,
             eval_dataset=test,
             compute_metrics=self.evaluation_metrics,
-            quantization_config=get_quantization_config(base),
+            quantization_config=None if model else get_quantization_config(base),
             peft_config=get_peft_config(base),
         )
         for module in self.model.modules():
@@ -377,7 +377,7 @@ def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
     )
 
 
-def start_run(training: TrainConfig, data: DataConfig, base: BaseConfig, swept: dict):
+def start_run(training: TrainConfig, data: DataConfig, base: BaseConfig, swept: dict, **options):
     """Open the W&B run: named after the swept values, grouped by learning rate, resumed if an agent restarts it."""
     try:
         return wandb.init(
@@ -387,6 +387,7 @@ def start_run(training: TrainConfig, data: DataConfig, base: BaseConfig, swept: 
             tags=[Path(base.model_name_or_path).name, Path(data.dataset_name).name],
             resume="allow",
             mode=None if PartialState().is_main_process else "disabled",
+            **options,
         )
     except wandb.Error as error:
         hint = "run `wandb login`, start `python -m local_wandb`, or set WANDB_MODE=offline"
@@ -399,9 +400,10 @@ def save_with_run(run, name: str, content) -> None:
     run.save(str(path), base_path=run.dir, policy="now")
 
 
-def train(data: DataConfig, training: TrainConfig, base: BaseConfig) -> None:
+def train(
+    data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict, start_run=start_run, make_trainer=Trainer
+) -> None:
     """The whole run: data, W&B, trainer, training, measurements, adapter."""
-    swept = swept_values(training)
     train_set = load_split(data, data.dataset_train_split)
     test_set = load_split(data, data.dataset_test_split)
     check_model(base)
@@ -413,7 +415,7 @@ def train(data: DataConfig, training: TrainConfig, base: BaseConfig) -> None:
         ) from error
     with start_run(training, data, base, swept) as run:
         training.output_dir = str(Path(training.output_dir, run.id))
-        trainer = Trainer(base, training, train_set, test_set)
+        trainer = make_trainer(base, training, train_set, test_set)
         watch = Watch(run)
         trainer.add_callback(watch)
         run.config.update(describe(trainer, data, base) | {"data_fingerprint": fingerprint(train_set, test_set)})
@@ -436,7 +438,8 @@ def main() -> None:
     # W&B loses what it has not sent yet when the process dies of a signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        train(*parse(sys.argv[1:]))
+        data, training, base = parse(sys.argv[1:])
+        train(data, training, base, swept_values(training))
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
