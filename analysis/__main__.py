@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from analysis import followups, report
+from analysis.files import InputError, save, to_json
 from analysis.results import results
-from analysis.runs import InputError, load, save, to_json
+from analysis.runs import load
 from analysis.study import Study, build
 
 OUTPUT = Path("outputs/learning_rate_exploration")

@@ -2,8 +2,10 @@
 
 import math
 
-from analysis.runs import Run, number, plural, rate_label
+from analysis.files import number
+from analysis.runs import Run
 from analysis.study import Study
+from analysis.wording import plural, rate_label
 
 BASE_TOLERANCE = 1e-3  # nats per token: LoRA's B is 0 at step 0, so every run is the base model there
 RATE_TOLERANCE = 1e-3  # relative: the schedule's peak against the requested rate
@@ -127,6 +129,19 @@ def same_eval_examples(study: Study) -> dict:
     return result("same eval examples", failures if len(tokens) > 1 else [], words, bool(tokens))
 
 
+def eval_is_the_sum(study: Study) -> dict:
+    failures, checked = [], 0
+    for run in compared(study):
+        nll, loss = run.end_nll(), run.final_eval_loss
+        if nll is not None and loss is not None:
+            checked += 1
+            total = float(nll.sum() / run.eval_nll.tokens.sum())
+            if not abs(total - loss) < BASE_TOLERANCE:
+                failures.append(f"run {run.id} logged {loss:.4f}, its examples sum to {total:.4f}")
+    words = f"nats per token over the examples, in {plural(checked, 'run')}"
+    return result("eval loss = its examples", failures, words, bool(checked))
+
+
 CHECKS = (
     rates_are_the_grid,
     no_run_missing,
@@ -136,6 +151,7 @@ CHECKS = (
     adapters_float32,
     same_recipe,
     same_eval_examples,
+    eval_is_the_sum,
 )
 
 

@@ -13,8 +13,10 @@ import numpy as np
 
 from analysis import statistics
 from analysis.curves import ema, paired_ratio
-from analysis.runs import InputError, Run, Series, rate_label
+from analysis.files import InputError
+from analysis.runs import Run, Series
 from analysis.study import Study, median_steps
+from analysis.wording import rate_label
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

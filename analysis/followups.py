@@ -8,9 +8,10 @@ from pathlib import Path
 import yaml
 
 from analysis.behaviour import onset
-from analysis.runs import plural, rate_label, save
+from analysis.files import save
 from analysis.statistics import COARSE
 from analysis.study import Study
+from analysis.wording import plural, rate_label
 
 HALF_DECADE, QUARTER_DECADE = 10**0.5, 10**0.25
 SEEDS = 3  # the fewest that give a spread worth the name

@@ -3,10 +3,9 @@
 import math
 
 from analysis.behaviour import FAST_START, GAIN
-from analysis.runs import plural, rate_label
 from analysis.statistics import basin_verdict, excess, interval, paired_difference, wilson
 from analysis.study import Study, gain_interval, median_steps
-from analysis.wording import bounds
+from analysis.wording import bounds, plural, rate_label
 from analysis.wording import steps as steps_text
 
 VERY_LOW, STANDARD, HIGH, VERY_HIGH = 1e-5, 2e-4, 1e-3, 5e-3  # the seed's rates

@@ -3,7 +3,8 @@
 import math
 
 from analysis.behaviour import FAST_START
-from analysis.runs import Run, number
+from analysis.files import number
+from analysis.runs import Run
 from analysis.study import Study
 
 RULE_OF_THUMB = 1e-3  # update:weight ratio of a healthy step (cs231n, "Ratio of weights:updates")

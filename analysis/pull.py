@@ -11,13 +11,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 import wandb
 
-from analysis.runs import InputError, learning_rate, rate_directory, save, strict, to_json
+from analysis.files import InputError, save, strict, to_json
+from analysis.runs import learning_rate, rate_directory
 
 FILES = ("eval_nll.json", "generations.json")  # files of a run that the analysis reads
 BEHAVIOR = "behavior"  # summary key under which the analysis itself writes each run's class
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses that mean nothing elsewhere, or after a restart
 REACH_SECONDS = 5  # how long an unreachable server may keep the user waiting before one line says so
 
 
@@ -47,6 +50,15 @@ def sweep_path(text: str) -> str:
     return re.sub(r"^https?://[^/]+/(?:wandb/)?([^/]+)/([^/]+)/sweeps/([^/?#]+).*$", r"\1/\2/\3", text.strip())
 
 
+def find(api: wandb.Api, path: str) -> "wandb.apis.public.Sweep":
+    """The sweep of this path. Raises InputError if there is none."""
+    try:
+        return api.sweep(path)
+    except (ValueError, wandb.errors.Error, OSError) as error:
+        server, wanted = api.settings["base_url"], "give ENTITY/PROJECT/SWEEP, or an existing output directory"
+        raise InputError(f"no sweep {path} on {server} ({first_line(error)}): {wanted}") from None
+
+
 def pull(paths: list[str], output: Path) -> list:
     """Write the runs of these sweeps to `output`/lr_*/run_data.json; return W&B's run objects.
 
@@ -56,12 +68,7 @@ def pull(paths: list[str], output: Path) -> list:
     api = connect()
     sweeps, texts, handles = [], {}, []
     for path in dict.fromkeys(map(sweep_path, paths)):
-        try:
-            sweep = api.sweep(path)
-        except (ValueError, wandb.errors.Error) as error:
-            raise InputError(
-                f"no sweep {path} on {api.settings['base_url']} ({first_line(error)}): give ENTITY/PROJECT/SWEEP"
-            ) from None
+        sweep = find(api, path)
         sweeps.append(
             {
                 "id": sweep.id,
@@ -69,15 +76,18 @@ def pull(paths: list[str], output: Path) -> list:
                 "project": sweep.project,
                 "name": sweep.name,
                 "state": sweep.state,
-                "url": sweep.url,
+                "url": None if urlsplit(sweep.url).hostname in LOOPBACK else sweep.url,
                 "config": sweep.config,
             }
         )
-        runs = list(api.runs(f"{sweep.entity}/{sweep.project}", {"sweep": sweep.id}, per_page=200, lazy=False))
-        for count, run in enumerate(runs, 1):
-            if sys.stdout.isatty():
-                print(f"\r{path}: run {count} of {len(runs)}", end="", flush=True)
-            texts.setdefault(rate_directory(learning_rate(run.config)), []).append(record(run, sweep.id))
+        try:
+            runs = list(api.runs(f"{sweep.entity}/{sweep.project}", {"sweep": sweep.id}, per_page=200, lazy=False))
+            for count, run in enumerate(runs, 1):
+                if sys.stdout.isatty():
+                    print(f"\r{path}: run {count} of {len(runs)}", end="", flush=True)
+                texts.setdefault(rate_directory(learning_rate(run.config)), []).append(record(run, sweep.id))
+        except (wandb.errors.Error, OSError) as error:
+            raise InputError(f"{path} could not be read to its end ({first_line(error)}): try again") from None
         print(f"{chr(13) if sys.stdout.isatty() else ''}{path}: {len(runs)} runs read")
         handles += runs
     if not handles:

@@ -20,6 +20,7 @@ def results(study: Study) -> dict:
     computed = {
         "recipe": study.recipe,
         "differing": study.differing,
+        "by_setting": by_setting(study),
         "planned_steps": study.planned_steps,
         "base_loss": study.base_loss,
         "best_rate": study.best_rate,
@@ -153,6 +154,37 @@ def rate_row(study: Study, rate: float, flags: dict[str, list[str]]) -> dict:
         gain = behaviour.captured_gain(float(c.loss[place]), study.base_loss, study.best_loss)
         row["gain"] = {"mean": gain, "interval": gain_interval(study, place)}
     return row
+
+
+def by_setting(study: Study) -> dict[str, list[dict]]:
+    """For each recipe key that runs differ in, the best rate at each of its values: what follow-up sweeps ask.
+
+    Over all runs that ended without diverging, other keys mixed; means over seeds, without intervals.
+    """
+    found = {}
+    for key, values in study.differing.items():
+        found[key] = []
+        for setting in values:
+            runs = [run for run in study.runs if run.config.get(key) == setting and run.learning_rate is not None]
+            ended: dict[float, list[float]] = {}
+            for run in runs:
+                if run.final_eval_loss is not None and not study.diverged(run):
+                    ended.setdefault(run.learning_rate, []).append(run.final_eval_loss)
+            means = {rate: float(np.mean(losses)) for rate, losses in ended.items()}
+            best = min(means, key=means.get, default=None)
+            alpha = setting if key == "lora_alpha" else study.recipe.get("lora_alpha")
+            found[key].append(
+                {
+                    "value": setting,
+                    "best_rate": best,
+                    "loss": means.get(best),
+                    "n": len(ended.get(best, [])),
+                    "rates": len({run.learning_rate for run in runs}),
+                    "diverged": sum(study.diverged(run) for run in runs),
+                    "alpha_rate": alpha * best if isinstance(alpha, int | float) and best else None,
+                }
+            )
+    return found
 
 
 def holm_p(study: Study, place: int) -> float:

@@ -1,17 +1,18 @@
 """What the training runs recorded, read from `lr_*/run_data.json`.
 
-A file holds strict JSON: non-finite numbers are the strings "NaN", "Infinity" and "-Infinity", as W&B's API has them.
 Reading repairs what it can (strings for numbers, duplicate steps, missing columns) and says so in `Run.notes`.
 """
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
+from analysis.files import InputError, number
+from analysis.wording import plural
 
 # History columns that the analysis reads, by the names that Hugging Face's W&B callback and train.py write.
 COLUMNS = (
@@ -51,64 +52,6 @@ RECIPE_KEYS = (
 COMPLETE = 0.95  # share of the planned steps from which a run has an end to report (science: class "incomplete")
 TAIL = 0.10  # share of the steps whose mean train loss is "final" ...
 TAIL_STEPS = 10  # ... and at least so many steps, since one batch alone is noise
-
-
-class InputError(Exception):
-    """Something the user gave cannot be used; the message names it and what would be right."""
-
-
-def number(value: object) -> float | None:
-    """The float that a JSON value stands for, non-finite strings included; None where it stands for none."""
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def strict(value: object) -> object:
-    """`value` as strict JSON can hold it: string keys, plain types, non-finite floats as strings."""
-    if isinstance(value, float | np.floating):
-        value = float(value)
-        if math.isfinite(value):
-            return value
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [strict(item) for item in value]
-    if isinstance(value, np.integer):
-        return int(value)
-    if value is None or isinstance(value, str | int):
-        return value
-    return str(value)
-
-
-def to_json(value: object, lines: int = 2) -> str:
-    """Strict JSON text with `lines` levels of nesting spread over lines and everything deeper on one line each."""
-
-    def write(value: object, depth: int) -> str:
-        if not isinstance(value, dict | list) or not value or depth == lines:
-            return json.dumps(value, ensure_ascii=False, allow_nan=False)
-        indent = "\n" + " " * (depth + 1)
-        if isinstance(value, dict):
-            inner = [json.dumps(k, ensure_ascii=False) + ": " + write(v, depth + 1) for k, v in value.items()]
-            return "{" + indent + ("," + indent).join(inner) + indent[:-1] + "}"
-        return "[" + indent + ("," + indent).join(write(v, depth + 1) for v in value) + indent[:-1] + "]"
-
-    return write(strict(value), 0) + "\n"
-
-
-def save(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises InputError naming a place that cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; give a writable directory with --output") from None
 
 
 @dataclass(frozen=True)
@@ -331,18 +274,6 @@ def learning_rate(config: dict) -> float | None:
 def rate_directory(rate: float | None) -> str:
     """The directory of one rate: lr_1e-05, lr_0.0002, ...; lr_unknown for runs without one."""
     return "lr_unknown" if rate is None else f"lr_{rate}"
-
-
-def rate_label(rate: float | None) -> str:
-    """A rate as people write it: 1e-5, 2e-4, 3.2e-4."""
-    if rate is None:
-        return "unknown"
-    mantissa, exponent = f"{rate:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def load(directory: Path) -> tuple[list[dict], list[Run]]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.runs import Run, Series, plural, rate_label
+from analysis.runs import Run, Series
+from analysis.wording import plural, rate_label
 
 REPLICATES = 10_000
 LEVEL = 0.95  # of every interval: percentile, two-sided

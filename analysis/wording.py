@@ -3,7 +3,7 @@
 import math
 import re
 
-from analysis.runs import number, rate_label
+from analysis.files import number
 
 # What markdown or HTML could act on; underscores inside words are plain text in GitHub's markdown.
 SPECIAL = re.compile(r"[\\`*|<&~$@]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|://|\bwww\.")
@@ -18,6 +18,18 @@ def escape(value: object) -> object:
     if isinstance(value, list | tuple):
         return [escape(item) for item in value]
     return value
+
+
+def rate_label(rate: float | None) -> str:
+    """A rate as people write it: 1e-5, 2e-4, 3.2e-4."""
+    if rate is None:
+        return "unknown"
+    mantissa, exponent = f"{rate:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def labels(rates: list[float]) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import figures, followups, report
+from analysis.files import save, to_json
 from analysis.results import results
-from analysis.runs import load, rate_directory, save, to_json
+from analysis.runs import load, rate_directory
 from analysis.statistics import REPLICATES, bootstrap
 from analysis.study import build
 
@@ -106,9 +107,8 @@ def main() -> None:
         save(directory / "README.md", report.render(found, directory, pictures))
         phase("report")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(
-            f"  in all     {time.perf_counter() - start:6.1f} s, peak {peak / 1e6:.2f} GB ({before / 1e6:.2f} GB before)"
-        )
+        seconds = time.perf_counter() - start
+        print(f"  in all     {seconds:6.1f} s, peak {peak / 1e6:.2f} GB, {before / 1e6:.2f} GB before")
 
 
 if __name__ == "__main__":

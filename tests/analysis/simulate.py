@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.runs import Run, Series, learning_rate, rate_directory, to_json
+from analysis.files import to_json
+from analysis.runs import Run, Series, learning_rate, rate_directory
 
 BASE, FLOOR = 4.2, 2.7  # nats per token: untrained, and the best that a rate reaches
 KINDS = (

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from analysis import report
+from analysis.files import to_json
 from analysis.results import results
-from analysis.runs import load, read_run, to_json
+from analysis.runs import load, read_run
 from analysis.study import build
 from analysis.wording import escape
 from tests.analysis import simulate

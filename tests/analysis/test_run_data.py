@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.runs import COLUMNS, STEP, InputError, load, read_history, read_run, strict, to_json
+from analysis.files import InputError, strict, to_json
+from analysis.runs import COLUMNS, STEP, load, read_history, read_run
 from tests.analysis import simulate
 
 json_values = st.recursive(

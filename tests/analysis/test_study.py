@@ -31,7 +31,7 @@ def failed(found, sweeps=None):
 
 
 def test_a_good_sweep_passes_every_check():
-    assert [check["passed"] for check in checks(study(records()))] == [True] * 8
+    assert [check["passed"] for check in checks(study(records()))] == [True] * 9
 
 
 def shift_base(record):
@@ -54,6 +54,7 @@ def halve_rate(record):
         ("peak rate = requested", "asked for 2e-4, its peak was 1e-4", halve_rate),
         ("adapters float32", "bfloat16", lambda r: r["config"].update(adapter_dtype="torch.bfloat16")),
         ("same recipe", "lora_r differs (16, 8)", lambda r: r["config"].update(lora_r=8)),
+        ("eval loss = its examples", "its examples sum to", lambda r: r["files"]["eval_nll.json"]["nll"].reverse()),
         (
             "same eval examples",
             "2 different eval sets",
@@ -68,7 +69,12 @@ def test_each_check_fails_on_its_own_fault(check, words, change):
         for record in found:
             change(record)
     result = failed(found)
-    assert words in result[check] and set(result) <= {check, "no run missing", "rates = grid"}
+    assert words in result[check] and set(result) <= {
+        check,
+        "no run missing",
+        "rates = grid",
+        "eval loss = its examples",
+    }
 
 
 def test_missing_and_unfinished_points_are_named():
@@ -157,3 +163,12 @@ def test_a_share_of_one_run_has_a_wide_interval():
     found = {h["name"]: h for h in results(study(records()))["hypotheses"]}
     assert found["H4"]["verdict"] == "confirmed" and found["H4"]["interval"][0] < 0.25
     assert not any(isinstance(h.get("value"), float) and math.isnan(h["value"]) for h in found.values())
+
+
+def test_the_alpha_follow_up_is_answered():
+    """The best rate halves when α doubles: the report shows it by α."""
+    low = records({1e-4: "suboptimal", 2e-4: "suboptimal", 4e-4: "good"}, lora_alpha=16)
+    high = records({1e-4: "good", 2e-4: "suboptimal", 4e-4: "suboptimal"}, lora_alpha=64)
+    rows = results(study(low + high))["by_setting"]["lora_alpha"]
+    assert [(row["value"], row["best_rate"], row["n"]) for row in rows] == [(16, 4e-4, 1), (64, 1e-4, 1)]
+    assert [row["alpha_rate"] for row in rows] == [6.4e-3, 6.4e-3]
