@@ -25,7 +25,7 @@ from analysis.runs import InputError
 
 LOCAL_DATA = Path("outputs/local_wandb")
 STARTER_DATA = Path("starter/data/test.jsonl")
-POLL_SECONDS = 3
+POLL_SECONDS, LINE_SECONDS = 3, 15  # how often the state is read; how often a log that is no terminal gets a line
 WANDB = [sys.executable, "-m", "wandb"]
 
 
@@ -116,7 +116,7 @@ def watch(sweep: str, total: int | None, processes: list[subprocess.Popen]) -> N
     """Print which run of how many, its step, loss and an estimate of the time left, until the agents end."""
     api = pull.connect()
     entity, project, sweep_id = sweep.split("/")
-    start, shown = time.monotonic(), ""
+    start, printed, seen = time.monotonic(), 0.0, -1
     while any(process.poll() is None for process in processes):
         time.sleep(POLL_SECONDS)
         api.flush()  # it would answer from its cache
@@ -130,17 +130,17 @@ def watch(sweep: str, total: int | None, processes: list[subprocess.Popen]) -> N
             done += step / steps
             loss = run.summary.get("train/loss")
             parts.append(f"{run.name}: step {step:.0f} of {steps}" + (f", loss {loss:.3f}" if loss is not None else ""))
-        if not parts:
-            continue
         elapsed = time.monotonic() - start
-        left = f"about {duration(elapsed * (total - done) / done)} left" if total and done > 0.02 else ""
-        line = f"run {min(len(ended) + 1, total or len(runs))} of {total or '?'} · " + " · ".join([*parts, left])
+        left = [f"about {duration(elapsed * (total - done) / done)} left"] if total and done > 0.02 else []
+        line = " · ".join(
+            [f"run {min(len(ended) + 1, total or len(runs))} of {total or '?'}", *(parts or ["starting"]), *left]
+        )
         if sys.stdout.isatty():
             print("\r\033[K" + line, end="", flush=True)
-        elif line.split(": step")[0] != shown or elapsed % 15 < POLL_SECONDS:
-            shown = line.split(": step")[0]
+        elif time.monotonic() - printed > LINE_SECONDS or len(ended) > seen:
+            printed, seen = time.monotonic(), len(ended)
             print(line, flush=True)
-    print(f"{len(ended)} runs in {duration(time.monotonic() - start)}" if total else "")
+    print(f"\nthe agents ended after {duration(time.monotonic() - start)}")
 
 
 def errors(output: Path) -> list[str]:
@@ -174,6 +174,7 @@ def main() -> int:
     parser.add_argument("--sweep", type=Path, default=Path("sweep.yaml"), help="default: %(default)s")
     default = Path("outputs/learning_rate_exploration")
     parser.add_argument("--output", type=Path, default=default, help="default: %(default)s")
+    parser.add_argument("--one-by-one", action="store_true", help="plain agents, one run at a time on each device")
     options = parser.parse_args()
     # The sweep's command starts `python`: let it be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
