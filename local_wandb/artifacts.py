@@ -93,7 +93,7 @@ def _commit(source, info, input) -> dict:
     with store.write():
         artifact = _artifact(info, input["artifactID"])
         if artifact["state"] == "PENDING":
-            lacking = [entry for entry in _entries(store, artifact) if not entry["blob"]]
+            lacking = [entry for entry in _entries(store, artifact) if not (entry["blob"] or "ref" in entry)]
             if lacking:
                 raise GraphQLError(f"artifact lacks {lacking[0]['name']!r} and {len(lacking) - 1} more: not uploaded")
             taken = [a["versionIndex"] for a in store.find("artifacts", collection=artifact["collection"])]
@@ -115,7 +115,7 @@ def _alias(store: Store, artifact: dict, names: list[str]) -> None:
 
 
 def _entries(store: Store, artifact: dict) -> list[dict]:
-    """The file rows of an artifact, each under its own name. References have no file."""
+    """The file rows of an artifact, each under its own name. A reference has no file but an address of its own."""
     manifest = store.get("files", artifact=artifact["id"], name=MANIFEST)
     if not (manifest and manifest["blob"]):
         return []
@@ -123,13 +123,14 @@ def _entries(store: Store, artifact: dict) -> list[dict]:
     entries = []
     for name, entry in sorted(contents.items()):
         proper_path(name)
+        file = {"id": 0, "blob": None, "sizeBytes": entry.get("size") or 0, "md5": entry["digest"], "updatedAt": None}
         if "ref" in entry:
-            continue
-        birth = entry.get("birthArtifactID")
-        holder = row_id("Artifact", birth) if birth else artifact["id"]
-        content = {"id": 0, "blob": None, "sizeBytes": 0, "md5": entry["digest"], "updatedAt": artifact["updatedAt"]}
-        file = store.get("files", artifact=holder, name=f"content/{entry['digest']}")
-        entries.append((file or content) | {"name": name, "storagePath": name})
+            file["ref"] = entry["ref"]
+        else:
+            birth = entry.get("birthArtifactID")
+            holder = row_id("Artifact", birth) if birth else artifact["id"]
+            file = store.get("files", artifact=holder, name=f"content/{entry['digest']}") or file
+        entries.append(file | {"name": name, "storagePath": name})
     return entries
 
 

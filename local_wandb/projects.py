@@ -16,6 +16,7 @@ def entity(name: str) -> dict:
     return {"id": node_id("Entity", 1), "name": name, "available": False, "readOnly": False, "isTeam": False}
 
 
+CLIENT = "0.31.0"  # the wandb whose protocol this is
 FEATURES = ("MARK_RUN_FILES_UPLOADED", "TOTAL_COUNT_IN_FILE_CONNECTION", "SWEEPS_QUERY_FILTERING")
 
 
@@ -46,7 +47,10 @@ def _upsert_model(source, info, input) -> dict:
 RESOLVERS = {
     "Query": {
         "viewer": lambda source, info: user(info),
-        "serverInfo": lambda source, info: {"features": [{"name": name, "isEnabled": True} for name in FEATURES]},
+        "serverInfo": lambda source, info: {
+            "features": [{"name": name, "isEnabled": True} for name in FEATURES],
+            "cliVersionInfo": {"min_cli_version": CLIENT, "max_cli_version": CLIENT},
+        },
         "entity": lambda source, info, name=None: entity(name or ENTITY),
         "models": lambda source, info, entityName=None, after=None, first=None: connection(
             info.context.store.find("projects", entityName=entityName or ENTITY), first, after

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import posixpath
 import time
 
 from graphql import GraphQLError
@@ -234,7 +235,8 @@ def _log_line(number: int, text: str) -> dict:
 def _files(run, info, names=None, pattern=None, after=None, first=None) -> dict:
     files = [f for f in info.context.store.find("files", order="name", run=run["id"]) if f["blob"]]
     if names:
-        files = [f for f in files if f["name"] in names]
+        wanted = {posixpath.normpath(name) for name in names}  # asked for as it was saved: ./notes.txt
+        files = [f for f in files if f["name"] in wanted]
     if pattern:
         files = [f for f in files if like(f["name"], pattern)]
     return connection(files, first, after)
@@ -311,7 +313,7 @@ RESOLVERS = {
     "File": {
         "displayName": lambda file, info: file["name"],
         "url": lambda file, info, upload=None: info.context.file_url(file, "PUT" if upload else "GET"),
-        "directUrl": lambda file, info: info.context.file_url(file, "GET"),
+        "directUrl": lambda file, info: file.get("ref") or info.context.file_url(file, "GET"),
         "uploadUrl": lambda file, info: info.context.file_url(file, "PUT"),
         "uploadHeaders": lambda file, info: [],
         "digest": lambda file, info: file["md5"],

@@ -20,7 +20,8 @@ def read(folder: str) -> dict[str, str]:
     return {str(p.relative_to(folder)): p.read_text() for p in Path(folder).rglob("*") if p.is_file()}
 
 
-def test_an_artifact_comes_back_through_every_door(api):
+def test_an_artifact_comes_back_through_every_door(api, tmp_path):
+    (tmp_path / "beside.txt").write_text("beside")
     files = {"a/one.txt": "1", "two.txt": "2", "copy of two.txt": "2"}
     with wandb.init(project="artifacts", id="maker") as run:
         made = log(run, "data", files, ["best"], description="numbers", metadata={"n": 3})
@@ -34,10 +35,11 @@ def test_an_artifact_comes_back_through_every_door(api):
         assert Path(used.get_entry("two.txt").download("one")).read_text() == "2"  # the address the client makes up
         used.verify("all")
         draft = used.new_draft()
+        draft.add_reference((tmp_path / "beside.txt").as_uri())
         with draft.new_file("three.txt") as file:
             file.write("3")
         run.log_artifact(draft)
-        assert read(draft.wait().download("draft")) == files | {"three.txt": "3"}
+        assert read(draft.wait().download("draft")) == files | {"three.txt": "3", "beside.txt": "beside"}
 
     found = api.artifact("local/artifacts/data:best")
     assert (found.description, found.metadata, found.version, found.size) == ("numbers", {"n": 3}, "v0", 3)
@@ -56,7 +58,10 @@ def test_an_artifact_comes_back_through_every_door(api):
     found.delete(delete_aliases=True)
     assert not api.artifact_exists("local/artifacts/data:prod")
     # v2 was drafted from v0 and shares its files: they stay
-    assert read(api.artifact("local/artifacts/data:v2").download("after")) == files | {"three.txt": "3"}
+    assert read(api.artifact("local/artifacts/data:v2").download("after")) == files | {
+        "three.txt": "3",
+        "beside.txt": "beside",
+    }
 
 
 def test_tables_and_images_come_back(api):
