@@ -72,9 +72,9 @@ def samples(r: dict) -> str:
         for rate, x in shown.items():
             completion = x["generations"][i].get("completion") if i < len(x["generations"]) else None
             rows.append([rate_label(rate), shortened(completion)])
-        parts.append(
-            f"{i + 1}. {shortened(sample.get('prompt'), 400)}\n\n" + grid(["Learning Rate", "Completion"], rows)
-        )
+        # In <pre> an entity is a character, line ends included, and nothing is markdown.
+        prompt = shortened(sample.get("prompt"), 600)
+        parts.append(f"<pre>{prompt}</pre>\n\n{grid(['Learning Rate', 'Completion'], rows)}")
     silent = [x["learning_rate"] for x in r["rates"] if x["learning_rate"] not in shown]
     return "\n\n".join(parts) + (f"\n\nNo samples were recorded at {labels(silent)}." if silent else "")
 

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 POINTS = 1000
 DPI = 150  # 12 inches are 1800 pixels, twice what GitHub shows
@@ -78,7 +78,9 @@ def draw_lines(axes: Axes, study: Study, column: str, smooth: bool = True) -> No
         for run in runs:
             series = run[column]
             if axes.get_yscale() == "log":
-                series = series.between(1, np.inf)  # nothing has moved at step 0
+                series = Series(
+                    series.step[series.value > 0], series.value[series.value > 0]
+                )  # 0 before the first step
             if not len(series):
                 continue
             line = thinned(Series(series.step, ema(series.value, run.planned_steps or 0))) if smooth else series
@@ -115,7 +117,8 @@ def mark_divergence(axes: Axes, study: Study, column: str) -> None:
         step = study.verdicts[run.id].step
         before = run[column].finite.between(-1, step)
         before = Series(before.step, ema(before.value, run.planned_steps or 0)) if column == "train/loss" else before
-        height = min(max(before.value[-1], low), high) if len(before) else high
+        top = high - 0.03 * (high - low)  # below the title
+        height = min(max(before.value[-1], low), top) if len(before) else top
         axes.plot(step, height, "X", color=DIVERGED, markersize=9, markeredgecolor="white", clip_on=False, zorder=5)
 
 
@@ -124,8 +127,9 @@ def loss_limits(study: Study, column: str) -> tuple[float, float] | None:
     values = [v for runs in study.used.values() for r in runs for v in r[column].finite.value]
     if not values:
         return None
-    top = max(study.base_loss or 0, np.quantile(values, 0.5))
-    low, high = min(values), min(max(values), 1.25 * top)
+    base = [] if study.base_loss is None else [study.base_loss]
+    top = max([*base, np.quantile(values, 0.5)])
+    low, high = min([*values, *base]), min(max([*values, *base]), 1.25 * top)
     return low - 0.04 * (high - low), high + 0.04 * (high - low)
 
 
@@ -233,7 +237,7 @@ def rate_ticks(axes: Axes, rates: list[float], alpha: object) -> None:
     if isinstance(alpha, int | float) and alpha > 0:
         above = axes.secondary_xaxis("top", functions=(lambda x: x * alpha, lambda x: x / alpha))
         if close:
-            above.xaxis.set_major_formatter(LogFormatter())
+            above.xaxis.set_major_formatter(lambda value, _: rate_label(value))
         else:
             above.set_xticks([alpha * r for r in rates], [rate_label(alpha * r) for r in rates])
         above.minorticks_off()
@@ -241,19 +245,22 @@ def rate_ticks(axes: Axes, rates: list[float], alpha: object) -> None:
         axes.annotate("α·η", (1.01, 1.03), xycoords="axes fraction", fontsize=9)
 
 
-def log_scale(axes: Axes) -> None:
-    """A log y axis with plain numbers, also between the decades if it spans few."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
-    axes.tick_params(axis="y", which="minor", labelsize=8)
+def plain_log_ticks(axes: Axes) -> None:
+    """Plain numbers on a log y axis: the decades, or a few round values where it spans less than one."""
+    low, high = axes.get_ylim()
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def gradient_norm(axes: Axes, study: Study) -> None:
     if not any(len(r["train/grad_norm"]) for runs in study.used.values() for r in runs):
         return empty(axes, "no gradient norm recorded")
-    log_scale(axes)
+    axes.set_yscale("log")
     draw_lines(axes, study, "train/grad_norm")
+    plain_log_ticks(axes)
     limit = study.recipe.get("max_grad_norm")
     if isinstance(limit, int | float) and limit > 0:
         axes.axhline(limit, color="#555555", linestyle=":", linewidth=1.2)
@@ -278,8 +285,9 @@ def gradient_norm(axes: Axes, study: Study) -> None:
 def update_ratio(axes: Axes, study: Study) -> None:
     if not any(len(r["eval/update_ratio"]) for runs in study.used.values() for r in runs):
         return empty(axes, "no update ratio recorded")
-    log_scale(axes)
+    axes.set_yscale("log")
     draw_lines(axes, study, "eval/update_ratio", smooth=False)
+    plain_log_ticks(axes)
     axes.set(xlabel="optimiser step", ylabel="‖ΔW‖ / ‖W‖")
 
 
@@ -345,6 +353,8 @@ def comparison_figure(study: Study) -> Figure:
     figure, grid = plt.subplots(2, 3, figsize=(12, 7.8))
     for axes, (title, draw) in zip(grid.ravel(), PANELS, strict=True):
         draw(axes, study)
+        if axes.get_xlabel() == "optimiser step":
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_title(title, pad=20 if draw in (gradient_norm, final_loss) else 6)
     legend(figure, study)
     return figure

@@ -14,6 +14,7 @@ from analysis.study import Study
 from analysis.wording import plural, rate_label
 
 HALF_DECADE, QUARTER_DECADE = 10**0.5, 10**0.25
+REACH = 2.5  # steps beyond the basin that one refinement goes, at most
 SEEDS = 3  # the fewest that give a spread worth the name
 
 
@@ -45,8 +46,8 @@ def refinement_grid(study: Study) -> tuple[list[float], str]:
     gap = max((b / a for a, b in pairwise(known)), default=math.inf)
     # The step is halved only where the grid is already half a decade fine.
     step = HALF_DECADE if gap > COARSE * 1.1 or None in (left, right) else QUARTER_DECADE
-    start = left if left is not None else low / step**2.5
-    stop = right if right is not None else high * step**2.5
+    start = max(left or 0.0, low / step**REACH)
+    stop = min(right or math.inf, high * step**REACH)
     best = study.best_rate
     first, last = math.ceil(math.log(start / best, step)), math.floor(math.log(stop / best, step))
     grid = [two_digits(best * step**k) for k in range(first, last + 1)]

@@ -51,7 +51,7 @@ def very_low_is_slow(study: Study) -> dict:
     planned = study.planned_steps
     evidence = (
         f"G = {gain:.2f}, {bounds(limits, '.2f')}; {steps_text(steps, planned)} steps to 80 % of the gain, "
-        f"{steps_text(others, planned)} at {standard}"
+        f"{steps_text(others, planned) if others is not None else 'no run'} at {standard}"
     )
     return hypothesis(
         "H1",

@@ -39,7 +39,9 @@ def mechanism(study: Study) -> dict | None:
                 "measured_end": mean(last),
             }
         )
-    step = next((int(s.step[s.step > 0][0]) for run in runs if len(s := run["eval/update_ratio"]) > 1), None)
+    step = next(
+        (int(s.step[s.value > 0][0]) for run in runs if ((s := run["eval/update_ratio"]).value > 0).any()), None
+    )
     return {
         "rank": rank,
         "alpha": alpha,
@@ -62,8 +64,9 @@ def shapes(run: Run) -> list[tuple[float, float, float, float]]:
 
 def early_ratio(run: Run) -> float | None:
     """The first measured ‖ΔW‖/‖W‖ after a step, at or before 10 % of the run."""
-    series = run["eval/update_ratio"].finite.between(1, max(1.0, FAST_START[1] * (run.planned_steps or 0)))
-    return float(series.value[0]) if len(series) else None
+    series = run["eval/update_ratio"].finite.between(1, max(2.0, FAST_START[1] * (run.planned_steps or 0)))
+    moved = series.value[series.value > 0]  # the warm-up's first rate is 0
+    return float(moved[0]) if len(moved) else None
 
 
 def mean(values: list[float]) -> float | None:

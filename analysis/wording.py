@@ -6,13 +6,14 @@ import re
 from analysis.files import number
 
 # What markdown or HTML could act on; underscores inside words are plain text in GitHub's markdown.
-SPECIAL = re.compile(r"[\\`*|<&~$@]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|://|\bwww\.")
+SPECIAL = re.compile(r"[\\`*|<&~$@\n]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|://|\bwww\.")
 
 
 def escape(value: object) -> object:
     """`value` with every string made inert as markdown and HTML, and on one line; numbers and structure stay."""
     if isinstance(value, str):
-        return SPECIAL.sub(lambda match: "".join(f"&#{ord(c)};" for c in match.group()), " ".join(value.split()))
+        text = "\n".join(value.strip().splitlines())
+        return SPECIAL.sub(lambda match: "".join(f"&#{ord(c)};" for c in match.group()), text)
     if isinstance(value, dict):
         return {escape(key): escape(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -76,9 +77,9 @@ def shortened(text: object, limit: int = 300) -> str:
 
 
 def grid(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table."""
+    """A markdown table; escaped line ends are spaces in its cells."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines).replace("&#10;", " ")
 
 
 def fence(commands: list[str]) -> str:
