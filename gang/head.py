@@ -1,0 +1,43 @@
+"""The language-model head on the answers' positions alone, with its gradient formed in the forward pass."""
+
+import torch
+from torch import Tensor
+
+from gang.lora import product
+
+ROWS = 1024  # positions whose logits exist at a time: 1024 × 150,000 words in float32 are 0.6 GB
+
+
+class AnswerLoss(torch.autograd.Function):
+    """Σ share · NLL, and per position what train.py logs.
+
+    hidden [P, d], weight [V, d], targets [P], share [P] (what a position's NLL counts in the loss) to the scalar
+    loss, and [P, 3]: NLL in nats, entropy in nats, 1 where the target is the most likely token. Since the shares are
+    known beforehand, ∂loss/∂hidden is made while the logits are there; nothing is recomputed.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        scores = torch.empty(len(hidden), 3, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), ROWS):
+            part = slice(start, start + ROWS)
+            target = targets[part, None]
+            logits = product(hidden[part].to(weight.dtype), weight).float()
+            total = logits.logsumexp(-1, keepdim=True)
+            right = logits.argmax(-1, keepdim=True) == target
+            nll = total - logits.gather(-1, target)
+            likelihood = (logits - total).exp_()
+            entropy = total - logits.mul_(likelihood).sum(-1, keepdim=True)
+            scores[part] = torch.cat([nll, entropy, right], -1)
+            if gradient is not None:
+                error = likelihood.scatter_add_(-1, target, -torch.ones_like(nll)).mul_(share[part, None])
+                gradient[part] = product(error.to(weight.dtype), weight.mT)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(scores)
+        return (scores[:, 0] * share).sum(), scores
+
+    @staticmethod
+    def backward(ctx, scale: Tensor, _):
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale, None, None, None
