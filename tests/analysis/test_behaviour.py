@@ -1,5 +1,7 @@
 """Classes: each kind of simulated run gets its own, at stated rates, with the step and the number that fired."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from analysis import behaviour, curves
 from analysis.behaviour import Evidence, classify, dynamics, onset
 from analysis.runs import Series, read_run
-from tests.analysis import calibrate, simulate
+from tests.analysis import calibrate, record_history, simulate
 
 losses = st.lists(st.floats(0.01, 20), min_size=1, max_size=60).map(np.array)
 
@@ -130,3 +132,11 @@ def test_first_crossing_interpolates_and_a_miss_is_infinite():
 def test_area_is_the_mean_height(height):
     series = Series(np.array([0, 5, 100]), np.full(3, 1 + height))
     assert curves.area_under(series, 2.0, 1.0, 100) == pytest.approx(height)
+
+
+@pytest.mark.parametrize("path", sorted(record_history.RECORDED.glob("*.json")), ids=lambda path: path.stem)
+def test_histories_recorded_from_real_runs_keep_their_class(path):
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    run = read_run(kept["run"])
+    evidence = Evidence(run, None, kept["base_loss"], kept["best_loss"], kept["near_best"])
+    assert classify(evidence).behaviour == kept["behaviour"]
