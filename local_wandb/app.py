@@ -257,7 +257,10 @@ def _run_page(request: Request, after: dict) -> Response:
     project = _asked_project(request)
     run = _found(request, "runs", project=project["id"], name=request.path_params["run"])
     if request.method == "GET":
-        return _html(page.comparison(f"Run {run['displayName'] or run['name']}", project))
+        store, file_url = request.app.state.store, _context(request).file_url
+        return _html(
+            page.comparison(f"Run {run['displayName'] or run['name']}", project, page.details(store, run, file_url))
+        )
     return JSONResponse(page.data(request.app.state.store, [run], after, run["state"]))
 
 

@@ -20,6 +20,7 @@ CHARTS = [  # column, title, whether the axis leaves out what a diverged run doe
     ("eval/update_ratio", "‖ΔW‖/‖W‖", False),
 ]
 FINAL = "eval/loss"  # what the table and the chart over the rates compare
+CONSOLE = 200  # lines of a run's console, the last ones
 MANY = 4000  # rows of one run in one answer; beyond, every k-th row and all that hold an evaluation
 
 STATIC = Path(__file__).parent / "static"
@@ -78,7 +79,29 @@ def sweep_title(sweep: dict) -> str:
     return f"{name} ({sweep['name']})" if name else sweep["name"]
 
 
-def comparison(title: str, project: dict) -> str:
+def details(store: Store, run: dict, file_url) -> str:
+    """What one run has besides curves: its configuration, files and the end of its console."""
+    config = json.loads(run["config"] or "{}")
+    rows = [
+        [escape(key), f"<code>{escape(json.dumps(value.get('value') if isinstance(value, dict) else value))}</code>"]
+        for key, value in sorted(config.items())
+        if key != "_wandb"
+    ]
+    files = [
+        [f'<a href="{escape(file_url(file, "GET"))}">{escape(file["name"])}</a>', f"{file['sizeBytes']:,}"]
+        for file in store.find("files", order="name", run=run["id"])
+        if file["blob"]
+    ]
+    count = store.line_count(run["id"], "output.log")
+    console = "\n".join(escape(line) for _, line in store.lines(run["id"], "output.log", max(0, count - CONSOLE)))
+    return (
+        _table("Configuration", ["Key", "Value"], rows, "None.")
+        + _table("Files", ["File", "Bytes"], files, "None.")
+        + f'<h2>Console</h2><pre class="scroll" tabindex="0">{console}</pre>'
+    )
+
+
+def comparison(title: str, project: dict, more: str = "") -> str:
     """The page of one sweep or one run; page.js fills it from `data` below this address."""
     where = (project["entityName"], project["name"])
     controls = """
@@ -95,7 +118,7 @@ def comparison(title: str, project: dict) -> str:
 <section id="alerts" hidden><h2>Alerts</h2><ul></ul></section>
 <noscript>The charts and the table need JavaScript; it comes from this server only.</noscript>
 <script src="/assets/plotly.min.js" defer></script><script src="/assets/page.js" defer></script>"""
-    return _document(title, [("/".join(where), "/" + "/".join(map(quote, where)))], controls)
+    return _document(title, [("/".join(where), "/" + "/".join(map(quote, where)))], controls + more)
 
 
 def data(store: Store, runs: list[dict], after: dict[str, int], state: str) -> dict:

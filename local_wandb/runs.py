@@ -169,6 +169,10 @@ def _wandb_config(run, info, keys=None) -> str:
     return json.dumps({key: own[key] for key in keys or own if key in own})
 
 
+def _last_step(run: dict) -> int:
+    return json.loads(run["historyKeys"])["lastStep"] if run["historyKeys"] else 0
+
+
 def _tail(lines: list[str]) -> str:
     return json.dumps(lines[-1:])
 
@@ -299,7 +303,7 @@ RESOLVERS = {
         "running": lambda run, info: run["state"] in LIVE,
         "eventsLineCount": lambda run, info: info.context.store.line_count(run["id"], "wandb-events.jsonl"),
         "logLineCount": lambda run, info: info.context.store.line_count(run["id"], "output.log"),
-        "historyTail": lambda run, info: _tail(info.context.store.history(run["id"])),
+        "historyTail": lambda run, info: _tail(info.context.store.history(run["id"], _last_step(run))),
         "eventsTail": lambda run, info: _tail(_events(run, info)),
         "wandbConfig": _wandb_config,
         "history": _history,
@@ -307,7 +311,7 @@ RESOLVERS = {
         "sampledHistory": _sampled_history,
         "parquetHistory": lambda run, info, liveKeys: {"parquetUrls": [], "liveData": []},  # everything is live
         "logLines": _log_lines,
-        "fileCount": lambda run, info: len(_files(run, info)["edges"]),
+        "fileCount": lambda run, info: _files(run, info)["totalCount"],
         "files": _files,
     },
     "File": {

@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import wandb
@@ -74,6 +75,15 @@ def test_two_agents_never_get_the_same_point_and_end_together(api, sweep):
     assert api.sweep(f"local/{PROJECT}/{sid}").state == "FINISHED"
     agents = api.sweep(f"local/{PROJECT}/{sid}").agents()
     assert [len(list(agent.runs())) for agent in agents] == [2, 1]
+
+
+def test_agents_that_ask_at_the_same_moment_get_different_points(api, sweep):
+    values = [i / 10 for i in range(8)]
+    sid = sweep(GRID | {"parameters": {"lr": {"values": values}}})
+    agents = [Agent(api, sid) for _ in values]
+    with ThreadPoolExecutor(len(agents)) as pool:
+        taken = list(pool.map(Agent.take, agents))
+    assert sorted(rate for _, rate in taken) == values and len({run for run, _ in taken}) == 8
 
 
 def test_pause_resume_stop_cancel(server, api, sweep):

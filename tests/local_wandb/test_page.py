@@ -199,6 +199,18 @@ def test_one_run_has_a_page(browser, server, sweep):
     assert cells(browser, 2) == ["2e-4"]
 
 
+def test_the_page_of_one_run_shows_hostile_config_and_console_as_text(browser, server, sweep):
+    stream = f"{server.url}/files/local/page/page1/file_stream"
+    body = {"files": {"output.log": {"offset": 0, "content": [f"2026-01-01T00:00:00 {HOSTILE}"]}}, "complete": True}
+    assert httpx.post(stream, auth=("api", server.key), json=body).status_code == 200
+    browser.get(f"{server.url}/local/page/runs/page1")
+    text = browser.find_element(By.TAG_NAME, "main").text
+    assert json.dumps(HOSTILE) in text and f"2026-01-01T00:00:00 {HOSTILE}" in text
+    assert browser.execute_script("return document.images.length") == 0 and browser.title == "Run lr=0.0002"
+    address = browser.find_element(By.LINK_TEXT, "config.yaml").get_attribute("href")
+    assert "learning_rate" in httpx.get(address).text
+
+
 def test_only_new_points_are_sent(server, sweep):
     def points(after: dict) -> int:
         answer = httpx.post(f"{sweep}/data", auth=("api", server.key), content=json.dumps(after)).json()

@@ -65,6 +65,8 @@ def test_what_is_logged_comes_back(api, tmp_path):
         "nested": {"a": 1},
     }
     (tmp_path / "folder").mkdir()
+    for i in range(60):  # more than a page of files
+        (tmp_path / "folder" / f"{i}.txt").write_text(str(i))
     (tmp_path / "folder" / "a b%.txt").write_text("text")
     with start(
         "whole", name="A name", tags=["t1", "t2"], notes="notes", group="g", job_type="train",
@@ -82,6 +84,7 @@ def test_what_is_logged_comes_back(api, tmp_path):
     assert (run.name, run.tags, run.notes, run.group, run.job_type) == ("A name", ["t1", "t2"], "notes", "g", "train")
     assert run.config == {"lr": 1e-5, "nested": {"a": [1, None]}}
     assert run.summary["best"] == 3 and dict(run.summary["nested"]) == {"a": 1}
+    assert len([f for f in run.files() if f.name.startswith("folder/")]) == 61 and len(run.files()) >= 61
     with run.file("folder/a b%.txt").download(root=str(tmp_path / "got")) as file:
         assert file.read() == "text"
     assert run.lastHistoryStep == 0 and "system.memory_percent" in run.history(stream="system").columns
