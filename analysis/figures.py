@@ -228,18 +228,17 @@ def final_loss(axes: Axes, study: Study) -> None:
 
 
 def rate_ticks(axes: Axes, rates: list[float], alpha: object) -> None:
-    """A tick at each rate below and at each α·η above; where rates are close, turned below and decades above."""
+    """A tick at each rate below and at its α·η above; where rates are close, turned below and only the ends above."""
     span = max(math.log10(rates[-1] / rates[0]), 0.5)
     close = any(math.log10(b / a) / span < 0.14 for a, b in pairwise(rates))
-    axes.set_xticks(rates, [rate_label(r) for r in rates], rotation=60 if close else 0, fontsize=8.5)
+    axes.set_xticks(rates, [rate_label(r) for r in rates], rotation=90 if close else 0, fontsize=8.5)
     axes.minorticks_off()
     axes.set_xlim(rates[0] / 10 ** (0.08 * span), rates[-1] * 10 ** (0.08 * span))
     if isinstance(alpha, int | float) and alpha > 0:
         above = axes.secondary_xaxis("top", functions=(lambda x: x * alpha, lambda x: x / alpha))
-        if close:
-            above.xaxis.set_major_formatter(lambda value, _: rate_label(value))
-        else:
-            above.set_xticks([alpha * r for r in rates], [rate_label(alpha * r) for r in rates])
+        ends = [rates[0], rates[-1]] if rates[-1] > 3 * rates[0] else rates[:1]
+        shown = [alpha * r for r in (ends if close else rates)]
+        above.set_xticks(shown, [rate_label(x) for x in shown])
         above.minorticks_off()
         above.tick_params(labelsize=8.5)
         axes.annotate("α·η", (1.01, 1.03), xycoords="axes fraction", fontsize=9)

@@ -1,0 +1,83 @@
+"""Figures: no two labels collide, and every rate and every diverged run is there to see."""
+
+from itertools import combinations, pairwise
+
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import rgb_to_hsv, to_rgb
+from matplotlib.text import Text
+
+from analysis import figures
+from analysis.runs import read_run
+from analysis.study import build
+from tests.analysis import simulate
+
+NINE = {
+    1e-5: "slow",
+    3.2e-5: "slow",
+    1e-4: "plateaued",
+    2e-4: "good",
+    3.2e-4: "good",
+    6.3e-4: "suboptimal",
+    1e-3: "spike",
+    2e-3: "harmed",
+    5e-3: "exploding",
+}
+CASES = {
+    "4 rates x 1 seed": (simulate.SEED_RATES, 1),
+    "4 rates x 3 seeds": (simulate.SEED_RATES, 3),
+    "9 rates x 2 seeds": (NINE, 2),
+    "2 rates": ({2e-4: "good", 2.2e-4: "good"}, 1),
+    "1 rate": ({2e-4: "good"}, 1),
+    "all diverged": ({1e-3: "stopped", 5e-3: "exploding"}, 2),
+}
+
+
+def study(rates, seeds, **options):
+    records = [simulate.record(kind, rate, seed, **options) for rate, kind in rates.items() for seed in range(seeds)]
+    return build([simulate.sweep_of(list(rates), list(range(seeds)))], [read_run(record) for record in records])
+
+
+def boxes(figure):
+    """Every text that is drawn, with its box in pixels; tick labels beyond an axis exist but are not drawn."""
+    figure.canvas.draw()
+    hidden = set()
+    for axes in figure.findobj(lambda artist: hasattr(artist, "xaxis")):
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            margin = 1e-6 * (high - low)
+            for tick in [*axis.majorTicks, *axis.minorTicks]:
+                if not low - margin <= tick.get_loc() <= high + margin:
+                    hidden |= {tick.label1, tick.label2}
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in hidden]
+    return [(t.get_text(), t.get_window_extent()) for t in texts]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_labels_do_not_collide(case, name):
+    with plt.rc_context(figures.STYLE):
+        figure = figures.FIGURES[name](study(*CASES[case], planned=100, examples=20))
+        found = boxes(figure)
+        plt.close(figure)
+    for (a, box_a), (b, box_b) in combinations(found, 2):
+        overlap = min(box_a.x1, box_b.x1) - max(box_a.x0, box_b.x0), min(box_a.y1, box_b.y1) - max(box_a.y0, box_b.y0)
+        assert min(overlap) < 3, (a, b, overlap)  # pixels of 1800: the boxes are larger than the letters
+    width, height = figure.canvas.get_width_height()
+    for text, box in found:
+        assert box.x0 > -1 and box.y0 > -1 and box.x1 < width + 1 and box.y1 < height + 1, text
+
+
+def test_colours_grow_lighter_with_the_rate():
+    shades = figures.colours([1e-5, 2e-4, 1e-3, 5e-3])
+    luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(to_rgb, shades.values())]
+    assert luminance == sorted(luminance) and min(b - a for a, b in pairwise(luminance)) > 0.05
+    assert luminance[-1] < 0.85 and all(rgb_to_hsv(to_rgb(shade))[1] > 0.4 for shade in shades.values())
+
+
+def test_every_diverged_run_has_its_cross():
+    found = study(simulate.SEED_RATES, 3, planned=100, examples=20)
+    figure = figures.comparison_figure(found)
+    for axes in figure.axes[:2]:
+        assert sum(line.get_marker() == "X" for line in axes.lines) == 3
+    plt.close(figure)
