@@ -72,7 +72,7 @@ const diverged = (run) => (run.diverged ?? null) !== null;
 
 // The axis shows the runs that did not diverge; the others would press them flat. Null where it shows everything.
 function range(column) {
-  if (!page.charts.find(([name]) => name === column)[2]) return null;
+  if ($("logy").checked || !page.charts.find(([name]) => name === column)[2]) return null;
   const shown = [...runs.values()].filter((run) => !hidden.has(run.id));
   const values = shown.filter((run) => !diverged(run)).flatMap((run) => finite(run.points[column]).map((p) => p[1]));
   if (!shown.some(diverged) || values.length === 0) return null;
@@ -112,7 +112,7 @@ function layout(limits, change = {}) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), size: 12 },
     hoverlabel: { namelength: 40 },
     xaxis: { ...scale("logx"), title: { text: "step" } },
-    yaxis: limits && !$("logy").checked ? { ...scale("logy"), range: limits } : scale("logy"),
+    yaxis: limits ? { ...scale("logy"), range: limits } : scale("logy"),
     uirevision: `${$("logx").checked}${$("logy").checked}`, // zoom stays while new points come in
     ...change,
   };
@@ -148,6 +148,7 @@ function link(plot) {
 }
 
 function drawRates(shades) {
+  $("chart-rates").parentElement.hidden = shades.size < 2; // one rate makes no U
   const ends = [...runs.values()].filter((run) => !hidden.has(run.id) && run.rate > 0);
   const good = ends.filter((run) => last(run) !== null && !diverged(run));
   const lost = ends.filter(diverged);
@@ -242,7 +243,7 @@ async function update() {
     const now = JSON.stringify([...runs.values()].map(({ points, ...rest }) => rest));
     if (now !== before || !document.querySelector(".plot")) draw();
     const count = (state) => page.runs.filter((run) => run.state === state).length;
-    const said = `${page.state.toLowerCase()}: ${page.runs.length} runs, ${count("running")} running, ${count("finished")} finished`;
+    const said = `${page.state.toLowerCase()}: ${page.runs.length} run${page.runs.length === 1 ? "" : "s"}, ${count("running")} running, ${count("finished")} finished`;
     if ($("status").textContent !== said) $("status").textContent = said;
   } catch (error) {
     $("status").textContent = `Waiting for the server: ${error.message}`;
