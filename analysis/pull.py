@@ -62,7 +62,7 @@ def find(api: wandb.Api, path: str) -> "wandb.apis.public.Sweep":
 def pull(paths: list[str], output: Path) -> list:
     """Write the runs of these sweeps to `output`/lr_*/run_data.json; return W&B's run objects.
 
-    Everything is read before anything is written. Files of rates that these sweeps do not have are moved to
+    Everything is read before anything is written. Run data of other sweeps that `output` holds are moved to
     `output`/previous. Raises InputError for an unknown sweep or an output that cannot be written.
     """
     api = connect()
@@ -93,16 +93,26 @@ def pull(paths: list[str], output: Path) -> list:
     if not handles:
         raise InputError(f"no runs yet in {' '.join(paths)}: start some with wandb agent {paths[0]}")
     header = to_json(sweeps, lines=1).strip()
-    for stale in sorted(output.glob("lr_*/run_data.json")):
-        if stale.parent.name not in texts:
-            kept = output / "previous" / stale.parent.name / stale.name
-            save(kept, stale.read_text(encoding="utf-8"))
-            stale.unlink()
-            print(f"{stale} is not of this sweep: moved to {kept}")
+    set_aside(output, {sweep["id"] for sweep in sweeps}, set(texts))
     for directory, records in texts.items():
         body = ",\n".join(records)
         save(output / directory / "run_data.json", f'{{"sweeps": {header},\n"runs": [\n{body}\n]}}\n')
     return handles
+
+
+def set_aside(output: Path, sweeps: set[str], directories: set[str]) -> None:
+    """Move what `output` holds of other sweeps, or of rates that these do not have, to previous/SWEEP/lr_*."""
+    for path in sorted(output.glob("lr_*/run_data.json")):
+        try:
+            held = sorted(sweep["id"] for sweep in json.loads(path.read_text(encoding="utf-8"))["sweeps"])
+        except (ValueError, KeyError, TypeError):
+            held = ["unreadable"]
+        if not sweeps.isdisjoint(held) and path.parent.name in directories:
+            continue
+        kept = output / "previous" / "-".join(held) / path.parent.name / path.name
+        save(kept, path.read_text(encoding="utf-8", errors="replace"))
+        path.unlink()
+        print(f"{path} holds another sweep, {', '.join(held)}: moved to {kept.parent}")
 
 
 def record(run: "wandb.apis.public.Run", sweep: str) -> str:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.analysis import simulate
 
@@ -17,15 +18,20 @@ def analyse(server, *arguments, **environment):
     return server.run(sys.executable, "-m", "analysis", *arguments, env=ENVIRONMENT | environment)
 
 
-@pytest.fixture(scope="module")
-def sweep(server):
-    rates = json.dumps({str(rate): kind for rate, kind in RATES.items()})
+def log(server, rates):
+    """Log simulated runs with the real client; returns the sweep's path."""
+    rates = json.dumps({str(rate): kind for rate, kind in rates.items()})
     done = server.run(sys.executable, "-m", "tests.analysis.log_sweep", rates, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 
 
-def test_a_sweep_comes_whole_and_twice_the_same(server, sweep, tmp_path):
+@pytest.fixture(scope="module")
+def sweep(server):
+    return log(server, RATES)
+
+
+def test_a_sweep_comes_whole_twice_the_same_and_its_classes_go_back(server, sweep, tmp_path):
     for name in ("a/out", "b/out"):
         done = analyse(server, sweep, "--output", tmp_path / name)
         assert done.returncode == 0, done.stderr
@@ -52,24 +58,32 @@ def test_a_sweep_comes_whole_and_twice_the_same(server, sweep, tmp_path):
     assert trees[0] == {
         path.relative_to(tmp_path / "a"): path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()
     }
-
-
-def test_the_class_of_each_run_is_written_back(server, sweep, tmp_path):
-    assert analyse(server, sweep, "--output", tmp_path).returncode == 0
     entity, project, _ = sweep.split("/")
     runs = f"wandb.Api().runs('{entity}/{project}', lazy=False)"
     script = f"import wandb\nfor run in {runs}: print(run.summary_metrics.get('behavior'))"
-    done = server.run(sys.executable, "-c", script, env=ENVIRONMENT)
-    assert set(done.stdout.split("\n")) >= {"stable, good", "incomplete", "diverged"}
+    written = server.run(sys.executable, "-c", script, env=ENVIRONMENT).stdout
+    assert set(written.split("\n")) >= {"stable, good", "incomplete", "diverged"}
 
 
-def test_rates_of_another_sweep_are_kept_aside(server, sweep, tmp_path):
-    simulate.study(tmp_path, rates={3e-3: "good"}, planned=100, examples=5)
+def test_data_of_another_sweep_are_kept_aside(server, sweep, tmp_path):
+    simulate.study(tmp_path, rates={2e-4: "slow", 3e-3: "good"}, planned=100, examples=5)
+    before = (tmp_path / "lr_0.0002/run_data.json").read_bytes()
     done = analyse(server, sweep, "--output", tmp_path)
-    assert "lr_0.003/run_data.json is not of this sweep" in done.stdout
-    assert (tmp_path / "previous/lr_0.003/run_data.json").exists() and not (
-        tmp_path / "lr_0.003/run_data.json"
-    ).exists()
+    assert "lr_0.003/run_data.json holds another sweep, sw1: moved to" in done.stdout
+    assert (tmp_path / "previous/sw1/lr_0.0002/run_data.json").read_bytes() == before
+    assert (tmp_path / "previous/sw1/lr_0.003/run_data.json").exists()
+    assert not (tmp_path / "lr_0.003/run_data.json").exists()
+
+
+def test_a_sweep_and_its_refinement_merge(server, sweep, tmp_path):
+    assert analyse(server, sweep, "--output", tmp_path, "--refine").returncode == 0
+    rates = yaml.safe_load((tmp_path / "sweep.yaml").read_text())["parameters"]["learning_rate"]["values"]
+    second = log(server, dict.fromkeys(rates, "suboptimal"))
+    done = analyse(server, sweep, second, "--output", tmp_path)
+    found = json.loads((tmp_path / "all_results.json").read_text())
+    assert done.returncode == 0 and [s["id"] for s in found["sweeps"]] == [p.split("/")[-1] for p in (sweep, second)]
+    assert {row["learning_rate"] for row in found["rates"]} == {*RATES, *rates}
+    assert next(c for c in found["checks"] if c["check"] == "rates = grid")["passed"]
 
 
 @pytest.mark.parametrize(
