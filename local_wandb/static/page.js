@@ -12,7 +12,8 @@ let sort = { key: "rate", down: false };
 
 const $ = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); // for Plotly
+const short = (text) => (text.length > 40 ? `${text.slice(0, 39)}…` : text);
+const plain = (text) => short(String(text)).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); // for Plotly
 const finite = (points) => points.filter(([, y]) => y !== null);
 const last = (run) => finite(run.points[page.final]).at(-1)?.[1] ?? null;
 const best = (run) => finite(run.points[page.final]).reduce((low, [, y]) => (low === null || y < low ? y : low), null);
@@ -110,7 +111,7 @@ function layout(limits, change = {}) {
   return {
     margin: { l: 48, r: 12, t: 6, b: 34 }, showlegend: false, hovermode: "x", hoverdistance: 30,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), size: 12 },
-    hoverlabel: { namelength: 40 },
+    hoverlabel: { namelength: -1 }, // Plotly would cut through an escape
     xaxis: { ...scale("logx"), title: { text: "step" } },
     yaxis: limits ? { ...scale("logy"), range: limits } : scale("logy"),
     uirevision: `${$("logx").checked}${$("logy").checked}`, // zoom stays while new points come in
