@@ -14,7 +14,7 @@ from local_wandb.filters import matches
 from local_wandb.nodes import children, connection, existing, node_id, owner, row_id
 from local_wandb.projects import make_project
 from local_wandb.projects import project as find_project
-from local_wandb.runs import AGENT_LOST, LIVE, lose, mark_lost
+from local_wandb.runs import AGENT_LOST, LIVE, STARTED, lose, mark_lost
 from local_wandb.store import Store
 
 ATTEMPTS = 3  # runs that may be lost at one grid point before the point counts as tried
@@ -94,18 +94,27 @@ def _agent_heartbeat(source, info, input) -> dict:
         raise SweepGone(f"agent {input['id']!r} has no sweep any more")
     alive = {name for name, is_alive in json.loads(input.get("runState") or "{}").items() if is_alive}
     with _picking:
-        agent = store.update("agents", agent["id"], heartbeatAt=now)
-        sweep = store.update("sweeps", agent["sweep"], heartbeatAt=now)
-        for run in store.find("runs", agent=agent["id"]):
-            if run["state"] in LIVE and run["name"] not in alive and run["seen"]:
-                lose(store, store.get("runs", id=run["id"]))  # its process has ended without a last word
-            elif run["state"] == "pending" and run["name"] not in alive:
-                # It never reported: the script stopped before wandb.init, or logs offline and is synced later. The
-                # agent has let go of it, so it is not lost with the agent.
-                store.update("runs", run["id"], agent=None)
-        mark_lost(store)
+        with store.write():
+            agent = store.update("agents", agent["id"], heartbeatAt=now)
+            sweep = store.update("sweeps", agent["sweep"], heartbeatAt=now)
+            for run in store.find("runs", agent=agent["id"]):
+                if run["state"] in LIVE:
+                    _attend(store, run, run["name"] in alive)
+            mark_lost(store)
         commands = _commands(store, agent, sweep, alive)
     return {"agent": agent, "commands": json.dumps(commands)}
+
+
+def _attend(store: Store, run: dict, alive: bool) -> None:
+    """What a heartbeat says about one run that the agent was given."""
+    if alive:
+        store.update("runs", run["id"], seen=max(run["seen"], STARTED))
+    elif run["seen"] == STARTED:
+        # It ran and never spoke to us: it logs offline and is synced later, or its script failed before wandb.init.
+        # Nobody waits for it any more, and its point is used.
+        store.update("runs", run["id"], agent=None)
+    else:  # its process ended without a last word, or the command that should have started it was lost on the way
+        lose(store, run)
 
 
 def _commands(store: Store, agent: dict, sweep: dict, alive: set[str]) -> list[dict]:
@@ -129,7 +138,7 @@ def _commands(store: Store, agent: dict, sweep: dict, alive: set[str]) -> list[d
         return [{"type": "exit"}]
     for run in runs:
         if run["state"] == "preempted":
-            store.update("runs", run["id"], state="pending", agent=agent["id"], heartbeatAt=time.time())
+            store.update("runs", run["id"], state="pending", seen=0, agent=agent["id"], heartbeatAt=time.time())
             return [_command("resume", run["name"], config, json.loads(run["args"] or run["config"] or "{}"))]
     point = sweeps.next_point(config, _used(runs), [_experience(store, run, config) for run in runs])
     if point is None:

@@ -16,6 +16,7 @@ from local_wandb.store import Store
 
 AGENT_LOST = 60.0  # s without a heartbeat (one every 5 s) until an agent counts as gone
 RUN_LOST = 300.0  # s without a file stream (one every 30 s at least) until a run counts as crashed; W&B's own limit
+STARTED, HEARD = 1, 2  # of a sweep's run: its agent says that it lives; it has spoken itself
 LIVE = ("pending", "running", "preempting")
 log = logging.getLogger("local_wandb")
 
@@ -74,14 +75,17 @@ def _upsert_bucket(source, info, input) -> dict:
             changes["state"] = input["state"]
         elif run["state"] in ("pending", "preempted", "crashed"):
             changes["state"] = "running"
-        run = store.update("runs", run["id"], heartbeatAt=now, seen=1, **changes)
+        elif run["state"] == "killed":  # resumed: the old wish to stop it is past
+            changes |= {"state": "running", "shouldStop": 0}
+        run = store.update("runs", run["id"], heartbeatAt=now, seen=HEARD, **changes)
     return {"bucket": run, "inserted": inserted}
 
 
 def stream(context: Context, run: dict, body: dict) -> dict:
     """Stores one file-stream request of a run and answers what the client reads."""
-    store, changes = context.store, {"heartbeatAt": time.time(), "seen": 1}
+    store, changes = context.store, {"heartbeatAt": time.time(), "seen": HEARD}
     with store.write():
+        run = store.get("runs", id=run["id"])  # as it is now that nobody else can change it
         for name, chunk in (body.get("files") or {}).items():
             offset, lines = chunk.get("offset", 0), chunk.get("content") or []
             if name == "wandb-history.jsonl":
@@ -110,12 +114,12 @@ def mark_lost(store: Store) -> None:
     def silent(row: dict, limit: float) -> bool:
         return now - max(row["heartbeatAt"], store.started) > limit
 
-    for state in LIVE:
-        for run in store.find("runs", state=state):
+    with store.write():
+        for run in [run for state in LIVE for run in store.find("runs", state=state)]:
             agent = store.get("agents", id=run["agent"]) if run["agent"] else None
             orphan = agent is not None and silent(agent, AGENT_LOST)
             # A pending run without an agent waits for whoever made it.
-            if (run["seen"] or orphan) and silent(run, AGENT_LOST if orphan else RUN_LOST):
+            if (run["seen"] == HEARD or orphan) and silent(run, AGENT_LOST if orphan else RUN_LOST):
                 lose(store, run)
 
 

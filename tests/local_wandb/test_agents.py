@@ -154,6 +154,12 @@ def test_the_point_of_a_killed_agent_is_offered_again(server, api, sweep):
     assert (again != lost, same) == (True, rate)
 
 
+def test_a_command_that_got_lost_on_its_way_is_given_again(api, sweep):
+    agent = Agent(api, sweep(GRID))
+    (first, rate), (second, same) = agent.take(), agent.take()  # it asks again and knows nothing of the first
+    assert first != second and rate == same
+
+
 def test_a_point_is_lost_three_times_at_most(api, sweep):
     sid = sweep(GRID | {"parameters": {"lr": {"values": [0.5]}}})
     agent = Agent(api, sid)
