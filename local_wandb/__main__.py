@@ -50,7 +50,9 @@ def serve(data: Path, port: int | None, host: str | None) -> None:
         key = environment_key or _kept_key(data)
         if not re.fullmatch(r"[\w-]{40,}", key):
             raise ValueError("WANDB_API_KEY must be 40 or more letters, digits, _ or -")
-        app = application(Store(data), key)
+        store = Store(data)
+        store.tidy()
+        app = application(store, key)
         listener = _listen(data, port, host or LOOPBACK)
         # The listener takes requests from here on; they wait for the loop that answers them.
         base = f"http://{_address(host)}:{listener.getsockname()[1]}"

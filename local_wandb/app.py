@@ -18,7 +18,7 @@ from graphql import GraphQLError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -27,7 +27,7 @@ from local_wandb.agents import SweepGone
 from local_wandb.artifacts import entry_file
 from local_wandb.nodes import Context
 from local_wandb.runs import mark_lost, stream
-from local_wandb.store import Store
+from local_wandb.store import Store, Unavailable
 
 MAX_BODY = 64 * 2**20  # bytes of one JSON request; the client's own limit for a file-stream chunk is 10 MB
 MAX_FILE = 8 * 2**30  # bytes of one uploaded file
@@ -51,7 +51,15 @@ def application(store: Store, key: str) -> Starlette:
         yield
         watching.cancel()
 
-    handlers = {HTTPException: _http_error, ValueError: _bad_request, RecursionError: _bad_request, Exception: _bug}
+    handlers = {
+        HTTPException: _http_error,
+        ValueError: _bad_request,
+        RecursionError: _bad_request,
+        ClientDisconnect: _bad_request,
+        Unavailable: _unavailable,
+        OSError: _unavailable,
+        Exception: _bug,
+    }
     app = Starlette(lifespan=lifespan, routes=ROUTES, exception_handlers=handlers)
     app.state.store, app.state.key = store, key
     return app
@@ -65,7 +73,8 @@ def _authenticate(request: Request) -> None:
     except ValueError:
         password = b""
     if not hmac.compare_digest(password, request.app.state.key.encode()):
-        raise HTTPException(401, "wrong or missing API key", {"WWW-Authenticate": 'Basic realm="local_wandb"'})
+        detail = "wrong or missing API key; the page opens by the address that the server printed"
+        raise HTTPException(401, detail, {"WWW-Authenticate": 'Basic realm="local_wandb"'})
 
 
 def _sign(key: str, *parts: object) -> str:
@@ -257,10 +266,8 @@ def _run_page(request: Request, after: dict) -> Response:
     project = _asked_project(request)
     run = _found(request, "runs", project=project["id"], name=request.path_params["run"])
     if request.method == "GET":
-        store, file_url = request.app.state.store, _context(request).file_url
-        return _html(
-            page.comparison(f"Run {run['displayName'] or run['name']}", project, page.details(store, run, file_url))
-        )
+        more = page.details(request.app.state.store, run, _context(request).file_url)
+        return _html(page.comparison(f"Run {run['displayName'] or run['name']}", project, more))
     return JSONResponse(page.data(request.app.state.store, [run], after, run["state"]))
 
 
@@ -281,6 +288,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 async def _bad_request(request: Request, error: Exception) -> Response:
     return await _http_error(request, HTTPException(400, f"{type(error).__name__}: {error}"))
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    # Here the client shall repeat: what it sent is not stored, and the disk may have room again.
+    return await _http_error(request, HTTPException(503, f"cannot store: {error}", {"Retry-After": "10"}))
 
 
 async def _bug(request: Request, error: Exception) -> Response:

@@ -63,6 +63,7 @@ CREATE TABLE alerts (
   title TEXT NOT NULL, text TEXT NOT NULL, severity TEXT NOT NULL, createdAt REAL NOT NULL);
 """
 VERSION = 1
+Unavailable = sqlite3.OperationalError  # the database is locked or the disk full: worth repeating
 OWNED_FILES = {  # table -> the files that go with a row of it
     "files": "id = ?",
     "runs": "run = ?",
@@ -238,6 +239,11 @@ class Store:
     def new_blob(self) -> Path:
         """A path nothing else has, to be written and then passed to keep()."""
         return self.blobs / secrets.token_hex(16)
+
+    def tidy(self) -> None:
+        """Removes blobs of uploads that a killed server left unfinished. Only for who has the directory alone."""
+        kept = {row["blob"] for row in self.find("files")}
+        self._drop(path.name for path in self.blobs.iterdir() if path.name not in kept)
 
     def keep(self, file: int, blob: Path, md5: str) -> None:
         """Makes the blob the content of the file; what it had before goes."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -13,11 +14,13 @@ import time
 import httpx
 import pytest
 from conftest import ROOT, start
+from starlette.testclient import TestClient
 
 from local_wandb import app
-from local_wandb.store import Store
+from local_wandb.store import Store, Unavailable
 
-CREATE = "mutation ($run: String!) { upsertBucket(input: {name: $run, modelName: $project}) { inserted } }"
+CREATE = """mutation ($run: String!, $project: String!) {
+  upsertBucket(input: {name: $run, modelName: $project}) { inserted } }"""
 FILES = """mutation ($names: [String!]!) {
   createRunFiles(input: {entityName: "local", projectName: "safety", runName: "run", files: $names}) {
     files { id name uploadUrl directUrl } } }"""
@@ -106,8 +109,6 @@ def test_uploads_land_among_the_blobs_and_never_write_through_a_link(server, htt
     file = store.insert("files", run=run["id"], name="a/b.txt", updatedAt=0.0)
     key, expires = "k" * 40, int(time.time()) + 60
     signature = app._sign(key, "PUT", file["id"], expires)
-    from starlette.testclient import TestClient
-
     with TestClient(app.application(store, key), raise_server_exceptions=False) as client:
         answer = client.put(f"/storage/{file['id']}/b.txt?expires={expires}&PUT={signature}", content=b"overwritten")
     assert answer.status_code >= 400 and outside.read_text() == "untouched"
@@ -152,15 +153,34 @@ def test_an_uploaded_page_is_a_download_not_a_page(http):
     assert (headers["content-disposition"], headers["x-content-type-options"]) == ("attachment", "nosniff")
 
 
+def test_half_an_upload_is_no_file(server, http):
+    file = make_file(http, "half.txt")
+    blobs = set((server.data / "blobs").iterdir())
+    raw(
+        server,
+        f"PUT {httpx.URL(file['uploadUrl']).raw_path.decode()}",
+        b"Content-Length: 100\r\n\r\nhalf",
+        answer=False,
+    )
+    deadline = time.time() + 5
+    while set((server.data / "blobs").iterdir()) != blobs and time.time() < deadline:
+        time.sleep(0.05)
+    assert set((server.data / "blobs").iterdir()) == blobs
+    assert httpx.get(file["directUrl"]).status_code == 404
+
+
 # Sizes and shapes
 
 
-def raw(server, head: str, body: bytes = b"") -> str:
-    """One request in our own words; answers the status line."""
+def raw(server, head: str, body: bytes, answer: bool = True) -> str:
+    """One request in our own words; answers the status line, or hangs up without waiting for it."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as wire:
         credentials = httpx.BasicAuth("api", server.key)._auth_header
         wire.sendall(f"{head} HTTP/1.1\r\nHost: {host}\r\nAuthorization: {credentials}\r\n".encode() + body)
+        if not answer:
+            time.sleep(0.2)  # for the server to have begun
+            return ""
         return wire.recv(200).split(b"\r\n")[0].decode()
 
 
@@ -277,14 +297,37 @@ def test_the_directory_keeps_the_key_for_its_owner_and_refuses_a_second_server(t
     own.stop()
 
 
-def test_the_directory_can_be_copied(server, http, tmp_path):
-    import shutil
-
-    file = make_file(http, "copied.txt")
-    httpx.put(file["uploadUrl"], content=b"text")
+def test_the_directory_can_be_copied(tmp_path):
+    address = "/files/local/safety/run/file_stream"
+    read = """query { project(name: "safety") { run(name: "run") {
+        historyLineCount files { edges { node { directUrl } } } } } }"""
     source = start(tmp_path / "source")
+    with httpx.Client(base_url=source.url, auth=("api", source.key)) as http:
+        http.post("/graphql", json={"query": CREATE, "variables": {"run": "run", "project": "safety"}})
+        http.post(address, json={"files": {"wandb-history.jsonl": {"content": ['{"_step": 0}', '{"_step": 1}']}}})
+        httpx.put(make_file(http, "copied.txt")["uploadUrl"], content=b"text")
+    (tmp_path / "source" / "blobs" / "torn").write_text("an upload that a kill -9 cut off")
     source.stop()
     shutil.copytree(tmp_path / "source", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "source")
     copy = start(tmp_path / "copy")
-    assert copy.key == source.key
+    with httpx.Client(base_url=copy.url, auth=("api", source.key)) as http:
+        run = http.post("/graphql", json={"query": read}).json()["data"]["project"]["run"]
+        assert run["historyLineCount"] == 2
+        assert httpx.get(run["files"]["edges"][0]["node"]["directUrl"]).text == "text"
+    assert not (tmp_path / "copy" / "blobs" / "torn").exists()
     copy.stop()
+
+
+def test_a_full_disk_makes_the_client_try_again(tmp_path, monkeypatch):
+    def full(*_):
+        raise Unavailable("database or disk is full")
+
+    store, key = Store(tmp_path), "k" * 40
+    project = store.insert("projects", entityName="local", name="p", createdAt=0.0)
+    store.insert("runs", project=project["id"], name="r", state="running", createdAt=0.0, heartbeatAt=0.0)
+    monkeypatch.setattr(Store, "append_history", full)
+    with TestClient(app.application(store, key), raise_server_exceptions=False) as client:
+        body = {"files": {"wandb-history.jsonl": {"content": ['{"_step": 0}']}}}
+        answer = client.post("/files/local/p/r/file_stream", auth=("api", key), json=body)
+    assert answer.status_code == 503 and "disk is full" in answer.text
