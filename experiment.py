@@ -57,11 +57,11 @@ def local_server() -> Iterator[dict[str, str]]:
     command = [sys.executable, "-m", "local_wandb", "--data", str(LOCAL_DATA)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        lines = [process.stdout.readline().removeprefix("export ").strip() for _ in range(2)]
+        lines = [process.stdout.readline().strip() for _ in range(3)]
         if not all(lines):
             raise InputError("local_wandb did not start; its own message is above")
-        variables = dict(line.split("=", 1) for line in lines)
-        print(f"dashboard: {variables['WANDB_BASE_URL']} (while this runs)")
+        variables = dict(line.removeprefix("export ").split("=", 1) for line in lines[:2])
+        print(lines[2].removeprefix("# "), flush=True)
         # Rows every 2 seconds instead of 15, so that a killed run loses little; nothing is sent to W&B.
         yield variables | {"WANDB_ERROR_REPORTING": "false", "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "2"}
     finally:
@@ -165,6 +165,8 @@ def run(options: argparse.Namespace) -> int:
     for message in refused:
         print(message, file=sys.stderr)
     code = subprocess.run([sys.executable, "-m", "analysis", sweep, "--output", str(options.output)]).returncode
+    if options.server == "local":
+        print(f"to compare the runs again: python -m local_wandb --data {LOCAL_DATA}")
     return code or (2 if refused else 0)
 
 

@@ -193,6 +193,27 @@ def test_one_line_and_exit_code_2():
     assert "no/such/model" in line and "local directory or a Hub name" in line
 
 
+def test_sigterm_keeps_every_row_and_exits_with_143(tmp_path):
+    flags = ["--max_steps", "500", "--per_device_train_batch_size", "1", "--eval_on_start", "false"]
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    command = [sys.executable, "train.py", *STARTER, *flags, "--output_dir", str(tmp_path / "adapters")]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        logged = 0
+        while logged < 3:
+            logged += "'loss'" in process.stdout.readline()
+        process.terminate()
+        process.stdout.read()
+    assert process.returncode == 143
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    records = [json.loads(line) for line in subprocess.check_output(inspect, env=environment, text=True).splitlines()]
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert len([row for row in rows if "train/loss" in row]) >= 3
+    assert records[-1]["type"] == "exit"
+
+
 def test_a_rate_that_yaml_reads_as_a_string_is_named(tmp_path, monkeypatch):
     parameters = write(tmp_path / "parameters.yaml", "wandb_version: 1\nlearning_rate:\n  value: 1e-5\n")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", parameters)
