@@ -2,7 +2,7 @@
 // run (names, values, verdicts) goes into the page as text, never as HTML.
 "use strict";
 
-const STOPS = ["#2f6fde", "#1a9e8f", "#d69500", "#b2459c"]; // low to high rate; no red: red says diverged
+const STOPS = ["#8a4fc7", "#2f6fde", "#1a9e8f", "#d69500"]; // low to high rate; no red: red says diverged
 const BAD = "✗";
 const U = "Final eval loss against learning rate";
 const runs = new Map(); // id -> run, with all points so far
@@ -17,7 +17,7 @@ const plain = (text) => short(String(text)).replace(/&/g, "&amp;").replace(/</g,
 const finite = (points) => points.filter(([, y]) => y !== null);
 const last = (run) => finite(run.points[page.final]).at(-1)?.[1] ?? null;
 const best = (run) => finite(run.points[page.final]).reduce((low, [, y]) => (low === null || y < low ? y : low), null);
-const rateText = (rate) => (rate === null ? "no rate" : rate.toExponential().replace(/\.?0+e/, "e"));
+const rateText = (rate) => (rate === null ? "no rate" : Number(rate.toPrecision(3)).toExponential());
 const number = (value) => (typeof value === "number" ? String(Number(value.toPrecision(5))) : "");
 
 const COLUMNS = [ // key, title, value to sort by, text
@@ -85,7 +85,7 @@ function traces(column, shades) {
   const weight = Number($("smoothing").value), drawn = [];
   for (const run of runs.values()) {
     const points = run.points[column];
-    const dense = points.length >= 30; // a mean over a handful of evaluations would only hide them
+    const dense = points.length >= 100; // a mean over a few evaluations would only hide them
     if (hidden.has(run.id) || points.length === 0) continue;
     const x = points.map((p) => p[0]), y = points.map((p) => p[1]), colour = shades.get(run.rate);
     const label = plain(`${rateText(run.rate)} ${run.name}`);

@@ -29,7 +29,7 @@ def sweep(server):
         sid = wandb.sweep(config, project="page", entity="local")
         for i, (rate, diverges) in enumerate(RATES.items()):
             with log(f"page{i}", sid, rate, HOSTILE if i == 0 else f"lr={rate:g}") as run:
-                for step in range(41):
+                for step in range(121):
                     loss = 4 - rate * 100 * step if diverges is None or step < diverges else math.nan
                     row = {"train/global_step": step, "train/loss": loss, "train/grad_norm": 1 + step}
                     if step % 10 == 0:
@@ -47,7 +47,7 @@ def log(run: str, sweep: str, rate: float, name: str):
     return wandb.init(
         project="page", entity="local", id=run, name=name, reinit="create_new",
         settings=wandb.Settings(sweep_id=sweep, console="off"),
-        config={"learning_rate": rate, "seed": 0, "max_steps": 40, "note": HOSTILE},
+        config={"learning_rate": rate, "seed": 0, "max_steps": 120, "note": HOSTILE},
     )  # fmt: skip
 
 
@@ -100,8 +100,8 @@ def test_from_the_start_page_to_the_sweep(page, server, sweep):
 
 def test_the_table_has_every_run(page):
     assert cells(page, 2) == ["1e-5", "2e-4", "5e-3"]
-    assert cells(page, 3) == ["0"] * 3 and cells(page, 4) == ["finished"] * 3 and cells(page, 5) == ["40 / 40"] * 3
-    assert cells(page, 6) == ["3.96", "3.2", "-1"] and cells(page, 7) == ["3.96", "3.2", "-1"]
+    assert cells(page, 3) == ["0"] * 3 and cells(page, 4) == ["finished"] * 3 and cells(page, 5) == ["120 / 120"] * 3
+    assert cells(page, 6) == ["3.88", "1.6", "-1"] and cells(page, 7) == ["3.88", "1.6", "-1"]
     assert cells(page, 8)[1:] == ["stable", "✗ diverged at step 12 · stable"]
 
 
@@ -127,7 +127,7 @@ def test_charts_have_a_colour_per_rate_and_a_cross_where_a_run_diverged(page):
         assert len({colour for _, colour, _ in curves if colour}) == 3
         assert [x for x, _, symbol in curves if symbol == "x"] == [[12]]
     u = page.execute_script("return document.getElementById('chart-rates').data.map(t => [t.x, t.y])")
-    assert u[0] == [[1e-5, 2e-4], [3.96, 3.2]] and u[1][0] == [5e-3]
+    assert u[0] == [[1e-5, 2e-4], [3.88, 1.6]] and u[1][0] == [5e-3]
 
 
 def test_hover_is_linked(page):
@@ -143,10 +143,10 @@ def test_hover_is_linked(page):
 def test_sort_hide_and_redraw_by_keyboard(page):
     header = page.find_element(By.CSS_SELECTOR, "[data-key='sort last']")
     header.send_keys(Keys.ENTER)
-    assert cells(page, 6) == ["-1", "3.2", "3.96"]
+    assert cells(page, 6) == ["-1", "1.6", "3.88"]
     assert page.switch_to.active_element.get_attribute("data-key") == "sort last"  # focus outlives the redraw
     page.switch_to.active_element.send_keys(Keys.ENTER)
-    assert cells(page, 6) == ["3.96", "3.2", "-1"]
+    assert cells(page, 6) == ["3.88", "1.6", "-1"]
     assert page.find_element(By.CSS_SELECTOR, "th[aria-sort=descending]").text.startswith("Last eval loss")
 
     count = "return document.getElementById('chart-train/loss').data.length"
@@ -219,4 +219,4 @@ def test_only_new_points_are_sent(server, sweep):
         answer = httpx.post(f"{sweep}/data", auth=("api", server.key), content=json.dumps(after)).json()
         return sum(len(run["points"]["train/loss"]) for run in answer["runs"] if run["id"] == "page0")
 
-    assert (points({}), points({"page0": 38}), points({"page0": 40})) == (41, 2, 0)
+    assert (points({}), points({"page0": 118}), points({"page0": 120})) == (121, 2, 0)
