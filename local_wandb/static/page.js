@@ -88,7 +88,7 @@ function traces(column, shades) {
     const dense = points.length >= 100; // a mean over a few evaluations would only hide them
     if (hidden.has(run.id) || points.length === 0) continue;
     const x = points.map((p) => p[0]), y = points.map((p) => p[1]), colour = shades.get(run.rate);
-    const label = plain(`${rateText(run.rate)} ${run.name}`);
+    const label = plain(run.rate === null ? run.name : `${rateText(run.rate)}${(run.seed ?? null) === null ? "" : ` seed ${run.seed}`}`);
     const line = { x, y, name: label, mode: dense ? "lines" : "lines+markers", line: { color: colour, width: 2 }, marker: { size: 5 } };
     if (weight > 0 && dense) {
       drawn.push({ ...line, opacity: 0.25, hoverinfo: "skip" });
@@ -102,11 +102,11 @@ function traces(column, shades) {
 
 function cross(x, y, label) {
   const marker = { symbol: "x", size: 12, color: css("--bad"), line: { width: 1, color: css("--paper") } };
-  return { x, y, mode: "markers", marker, name: `${label} ${BAD} diverged`, cliponaxis: false };
+  return { x, y, mode: "markers", marker, name: label, hoverinfo: "skip", cliponaxis: false };
 }
 
 function layout(limits, change = {}) {
-  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
+  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true, hoverformat: ".4~g" };
   const scale = (box) => ({ ...axis, type: $(box).checked ? "log" : "linear" });
   return {
     margin: { l: 48, r: 12, t: 6, b: 34 }, showlegend: false, hovermode: "x", hoverdistance: 30,

@@ -111,10 +111,8 @@ def test_hostile_text_stays_text(page):
         and page.execute_script("return document.images.length") == 0
     )
     assert (cells(page, 1)[0], cells(page, 8)[0]) == (HOSTILE, HOSTILE)
-    page.execute_script("Plotly.Fx.hover('chart-train/loss', {xval: 20}, 'xy')")
-    assert "<b>bold</b>&lt;i&gt;" in wait(
-        page, "return document.querySelector('[id=\"chart-train/loss\"] .hoverlayer').textContent"
-    )
+    page.execute_script("Plotly.Fx.hover('chart-rates', [{curveNumber: 0, pointNumber: 0}])")
+    assert "<b>bold</b>&lt;i&gt;" in wait(page, "return document.querySelector('#chart-rates .hoverlayer').textContent")
     assert page.execute_script("return document.querySelectorAll('#charts img, #charts b, #alerts b').length") == 0
     assert HOSTILE in page.find_element(By.ID, "alerts").text
 
@@ -190,7 +188,7 @@ def test_the_page_follows_a_live_run(browser, server, sweep, api):
     run.finish()
     assert wait(browser, "return document.getElementById('run-page-live').textContent.includes('finished')")
     points = (
-        "return document.getElementById('chart-train/loss').data.filter(t => t.name.includes('live')).map(t => t.y)"
+        "return document.getElementById('chart-train/loss').data.filter(t => t.name.startsWith('1e-3 ')).map(t => t.y)"
     )
     assert browser.execute_script(points) == [[4, 3]] and browser.execute_script("return window.same")
     wandb.Api().run("local/page/page-live").delete()
