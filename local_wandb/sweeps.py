@@ -1,6 +1,7 @@
 """The next point of a sweep, from its configuration and the points that its runs already have.
 
-Grid and random are ours, as W&B's `sweeps` package needs a numpy that newer Pythons lack; bayes and hyperband are its.
+Grid and random are ours; bayes and hyperband are those of W&B's `sweeps` package, which is imported only for them. It is no
+requirement of the project, because it asks for numpy < 2, which other requirements exclude; it works with numpy 2.
 """
 
 import itertools
@@ -78,7 +79,8 @@ def _sweeps_package(feature: str):
     try:
         import sweeps
     except ImportError as error:
-        raise ValueError(f"{feature} needs the package `sweeps`, which exists for Python < 3.13 ({error})") from error
+        needed = "jsonref jsonschema scikit-learn scipy pydantic && pip install --no-deps sweeps==0.3.0"
+        raise ValueError(f"{feature} needs W&B's package sweeps ({error}): pip install {needed}") from error
     return sweeps
 
 
