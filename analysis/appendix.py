@@ -23,38 +23,38 @@ def why(r: dict) -> str:
         )
     rows = []
     for x in m["rows"]:
-        low, high = x["a_steps"]
+        low, high = map(number, x["a_steps"])
         span = f"{low:.0f}" if math.isclose(low, high, rel_tol=0.01) else f"{low:.0f}–{high:.0f}"
         measured = [decimals(x["measured_early"], ".1e"), decimals(x["measured_end"], ".1e")]
-        rows.append([rate_label(x["learning_rate"]), f"{x['first_step']:.1e}", span, *measured])
+        rows.append([rate_label(x["learning_rate"]), decimals(x["first_step"], ".1e"), span, *measured])
     early = "early" if m["early_step"] is None else f"step {m['early_step']}"
     header = ["Learning Rate", "‖ΔW‖/‖W‖ after one full step", "Steps until A moves by its own size"]
     header += [f"‖ΔW‖/‖W‖ measured, {early}", "at the end"]
-    above = [x["learning_rate"] for x in m["rows"] if x["first_step"] > RULE_OF_THUMB]
-    below = [x["learning_rate"] for x in m["rows"] if x["first_step"] <= RULE_OF_THUMB]
+    above = [x["learning_rate"] for x in m["rows"] if number(x["first_step"]) > RULE_OF_THUMB]
+    below = [x["learning_rate"] for x in m["rows"] if number(x["first_step"]) <= RULE_OF_THUMB]
     parts = [
         f"One step exceeds the rule of thumb of {RULE_OF_THUMB:g} (cs231n) at {labels(above) if above else 'no rate'}"
     ]
     parts[0] += f", and not at {labels(below)}." if below else "."
-    frozen = [x["learning_rate"] for x in m["rows"] if r["planned_steps"] and x["a_steps"][0] > r["planned_steps"]]
+    frozen = [
+        x["learning_rate"] for x in m["rows"] if r["planned_steps"] and number(x["a_steps"][0]) > r["planned_steps"]
+    ]
     if frozen:
         parts.append(f"At {labels(frozen)} A cannot move by its own size in {r['planned_steps']} steps: only B learns.")
     config = next((x["config"] for x in r["runs"] if x["compared"]), {})
     trained, total = number(config.get("trainable_parameters")), number(config.get("all_parameters"))
     if trained and total:
-        parts.append(f"The adapters are {trained:,.0f} of {total:,.0f} parameters, {trained / total:.2%}.")
+        parts.append(f"The adapters are {trained:,.0f} of {total:,.0f} parameters, {100 * trained / total:.2f} %.")
+    shape = [decimals(found, "g") for found in (m["rank"], m["alpha"], m["matrices"], *m["widths"])]
     return (
         "Adam's first step moves every entry of B by ±η, whatever the gradient's size, while A is still at its start: "
-        "‖ΔW‖ = (α/r)·η·sqrt(d_out·r/3). A moves by its own standard deviation in 1/(sqrt(3·d_in)·η) steps. For "
-        "these runs' "
-        f"r = {m['rank']:g}, α = {m['alpha']:g} and {m['matrices']:g} matrices with d_in from {m['widths'][0]:g} to "
-        f"{m['widths'][1]:g}:\n\n{grid(header, rows)}\n\n{' '.join(parts)}\n\n"
-        "Two common reasons do not hold. Smaller gradients cannot explain LoRA's higher rates: Adam is invariant "
-        "to the "
+        "‖ΔW‖ = (α/r)·η·sqrt(d_out·r/3). A moves by its own standard deviation in 1/(sqrt(3·d_in)·η) steps. These runs "
+        f"have r = {shape[0]}, α = {shape[1]} and {shape[2]} matrices with d_in from {shape[3]} to {shape[4]}:\n\n"
+        f"{grid(header, rows)}\n\n{' '.join(parts)}\n\n"
+        "Two common reasons do not hold. Smaller gradients cannot explain LoRA's higher rates: Adam is invariant to the "
         "gradient's scale. And only A starts small and random: B starts at exactly zero. The LoRA paper "
-        "(arXiv:2106.09685) used "
-        "2e-4 for GPT-2 and other rates elsewhere; 2e-4 for 7B and 13B models is QLoRA's (arXiv:2305.14314), at r "
-        "= 64, α = 16."
+        "(arXiv:2106.09685) used 2e-4 for GPT-2 and other rates elsewhere; 2e-4 for 7B and 13B models is QLoRA's "
+        "(arXiv:2305.14314), at r = 64, α = 16."
     )
 
 
@@ -113,6 +113,10 @@ def limits(r: dict) -> list[str]:
             f"rates): a "
             f"percentile bootstrap of so few shrinks it by a factor of about {shrink:.2f}. Intervals cover "
             f"{c['covers']}."
+        )
+    if c is not None and c["left_out"]:
+        found.append(
+            f"{plural(c['left_out'], 'run')} of a seed that some rate lacks: in the means, not in the differences."
         )
     if c is not None and not c["paired_seeds"]:
         found.append("The rates share no seed, so their differences are not paired.")

@@ -91,6 +91,11 @@ class Evidence:
         return 1.25 * 1.4826 * float(np.median(np.abs(residual - np.median(residual)))) / math.sqrt(self.width)
 
     @cached_property
+    def long_enough(self) -> bool:
+        """Whether ratios to the smoothed minimum mean anything: enough steps, and a minimum above 0."""
+        return len(self.train) >= 2 * TAIL_STEPS and float(self.smoothed.min()) > 0
+
+    @cached_property
     def tail(self) -> np.ndarray:
         """Whether each step (n,) is among the last 10 % (at least 10)."""
         return self.train.step > self.run.last_step - max(TAIL_STEPS, TAIL * (self.run.planned_steps or 0))
@@ -98,21 +103,21 @@ class Evidence:
     @cached_property
     def tail_rise(self) -> float | None:
         """D = median loss over the last 10 % of the steps over the minimum of lm_t."""
-        if len(self.train) < 2 * TAIL_STEPS or not self.tail.any():
+        if not self.long_enough or not self.tail.any():
             return None
         return float(np.median(self.train.value[self.tail]) / self.smoothed.min())
 
     @cached_property
     def late_rise(self) -> float | None:
         """The same over the minimum of lm_t before those steps: below 1 while the loss still falls."""
-        if len(self.train) < 2 * TAIL_STEPS or not self.tail.any() or self.tail.all():
+        if not self.long_enough or not self.tail.any() or self.tail.all():
             return None
         return float(np.median(self.train.value[self.tail]) / self.smoothed[~self.tail].min())
 
     @cached_property
     def bump(self) -> tuple[float, int] | None:
         """R = max over t > warm-up of lm_t / min_{s<t} lm_s, and its step; only rises that undo RISE_OF_FALL count."""
-        if len(self.train) < 2 * TAIL_STEPS:
+        if not self.long_enough:
             return None
         lowest = np.minimum.accumulate(self.smoothed)
         before = np.concatenate([lowest[:1], lowest[:-1]])
@@ -155,7 +160,7 @@ def incomplete(e: Evidence) -> Verdict | None:
     if run.complete or broken or run.diverged_at_step is not None:
         return None
     share = run.last_step / run.planned_steps if run.planned_steps else 0.0
-    reason = f"{run.last_step} of {run.planned_steps or 'unknown'} planned steps, below {COMPLETE:.0%}"
+    reason = f"{run.last_step} of {run.planned_steps or 'unknown'} planned steps, below {100 * COMPLETE:g} %"
     return Verdict("incomplete", run.last_step, share, reason)
 
 
@@ -301,16 +306,15 @@ def small_gain(e: Evidence) -> Verdict | None:
     before = series.between(0, (1 - FALLING_SHARE) * e.run.planned_steps)
     fell = float(before.value[-1] - series.value[-1]) if len(before) else 0.0
     least = max(FALLING_GAIN * (e.base_loss - e.best_loss), FALLING_ROUGHNESS * e.roughness)
-    words = (
-        f"captured {e.gain:.0%} of the gain; eval loss fell {fell:.3f} over the last {FALLING_SHARE:.0%} of the steps"
-    )
+    late = f"the last {100 * FALLING_SHARE:g} % of the steps"
+    words = f"captured {100 * e.gain:.0f} % of the gain; eval loss fell {fell:.3f} over {late}"
     behaviour = "slow" if fell > least else "plateaued"
     return Verdict(behaviour, e.run.last_step, e.gain, words)
 
 
 def stable(e: Evidence) -> Verdict | None:
     where = "inside" if e.near_best else "outside"
-    reason = f"captured {e.gain:.0%} of the gain, {where} the best rates' basin, no instability"
+    reason = f"captured {100 * e.gain:.0f} % of the gain, {where} the best rates' basin, no instability"
     return Verdict("stable, good" if e.near_best else "stable, suboptimal", e.run.last_step, e.gain, reason)
 
 

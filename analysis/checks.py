@@ -3,8 +3,8 @@
 import math
 
 from analysis.files import number
-from analysis.runs import Run
-from analysis.study import Study
+from analysis.runs import Run, learning_rate
+from analysis.study import Study, parameters, values
 from analysis.wording import plural, rate_label
 
 BASE_TOLERANCE = 1e-3  # nats per token: LoRA's B is 0 at step 0, so every run is the base model there
@@ -26,16 +26,12 @@ def grid(study: Study) -> list[tuple[float, int | None]] | None:
     """The (rate, seed) points that the sweeps ask for; None if a sweep is not a grid."""
     points = set()
     for sweep in study.sweeps:
-        config = sweep.get("config") or {}
-        parameters = config.get("parameters") or {}
-        if config.get("method") != "grid" or "learning_rate" not in parameters:
+        asked = parameters(sweep)
+        if "learning_rate" not in asked or sweep["config"].get("method") != "grid":
             return None
-        values = {}
-        for key in ("learning_rate", "seed"):
-            spec = parameters.get(key)
-            spec = spec if isinstance(spec, dict) else {"value": spec}
-            values[key] = [number(v) for v in spec.get("values", [spec.get("value")])]
-        points |= {(rate, seed) for rate in values["learning_rate"] for seed in values["seed"] if rate is not None}
+        rates = [rate for value in values(asked["learning_rate"]) if (rate := learning_rate({"learning_rate": value}))]
+        seeds = [number(value) for value in values(asked.get("seed"))] or [None]
+        points |= {(rate, seed) for rate in rates for seed in seeds}
     return sorted(points, key=lambda p: (p[0], p[1] is not None, p[1] or 0))
 
 

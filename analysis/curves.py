@@ -10,6 +10,7 @@ from analysis.runs import COMPLETE, EvalNLL, Run, Series
 
 def rolling_median(values: np.ndarray, width: int) -> np.ndarray:
     """Centred median (n,) over an odd `width`; at the ends over the part of the window that exists."""
+    width = min(width, 2 * len(values) + 1)
     half, window, out = width // 2, [], np.empty(len(values))
     for entering in range(len(values) + half):
         if entering < len(values):
@@ -45,7 +46,8 @@ def robust_z(values: np.ndarray, window: int, history: int) -> tuple[np.ndarray,
         before = np.lib.stride_tricks.sliding_window_view(values[:-1], window)
         centre[window:] = np.median(before, axis=1)
         spread[window:] = np.median(np.abs(before - centre[window:, None]), axis=1)
-    z = (values - centre) / np.maximum(1.4826 * spread, 0.01 * np.abs(centre))
+    with np.errstate(all="ignore"):  # a curve at exactly 0 has no scale, and no spikes
+        z = (values - centre) / np.maximum(1.4826 * spread, 0.01 * np.abs(centre))
     return np.nan_to_num(z, nan=0.0, posinf=0.0), centre
 
 
@@ -68,6 +70,8 @@ def paired_se(eval_nll: EvalNLL | None, step_a: int, step_b: int) -> float:
     if eval_nll is None or not {step_a, step_b} <= set(eval_nll.steps.astype(int)):
         return 0.0
     steps = eval_nll.steps.astype(int).tolist()
+    if not np.isfinite(eval_nll.nll[[steps.index(step_a), steps.index(step_b)]]).all():
+        return 0.0
     difference = eval_nll.nll[steps.index(step_a)] - eval_nll.nll[steps.index(step_b)]
     residual = difference - difference.sum() / eval_nll.tokens.sum() * eval_nll.tokens
     se = math.sqrt((residual**2).sum()) / eval_nll.tokens.sum()

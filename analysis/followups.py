@@ -10,7 +10,8 @@ import yaml
 from analysis.behaviour import onset
 from analysis.files import save
 from analysis.statistics import COARSE
-from analysis.study import Study
+from analysis.study import Study, parameters
+from analysis.study import values as constants
 from analysis.wording import plural, rate_label
 
 HALF_DECADE, QUARTER_DECADE = 10**0.5, 10**0.25
@@ -67,14 +68,14 @@ def refinement_grid(study: Study) -> tuple[list[float], str]:
 def config(study: Study, name: str, **values: list) -> dict:
     """A grid over these values; program, command, metric and constant parameters are the analysed sweep's own."""
     source = next((s["config"] for s in study.sweeps if isinstance(s.get("config"), dict)), {})
-    parameters = {}
-    for key, spec in (source.get("parameters") or {}).items():
-        constant = isinstance(spec, dict) and ("value" in spec or len(spec.get("values") or []) == 1 or key == "seed")
-        if constant:
-            parameters[key] = spec
-    parameters |= {key: {"values": found} for key, found in values.items()}
-    kept = {key: source[key] for key in ("program", "project", "entity", "metric", "command") if key in source}
-    return {"name": name, **kept, "method": "grid", "parameters": parameters}
+    kept = {}
+    for key, spec in parameters({"config": source}).items():
+        fixed = constants(spec)
+        if len(fixed) == 1 or (key == "seed" and fixed):
+            kept[key] = {"values": fixed}
+    kept |= {key: {"values": found} for key, found in values.items()}
+    about = {key: source[key] for key in ("program", "project", "entity", "metric", "command") if key in source}
+    return {"name": name, **about, "method": "grid", "parameters": kept}
 
 
 def follow_up(study: Study, name: str, question: str, why: str, **values: list) -> dict:

@@ -128,8 +128,16 @@ def record(run: "wandb.apis.public.Run", sweep: str) -> str:
         "files": read_files(run),
     }
     head = ",\n".join(f"{json.dumps(key)}: {json.dumps(strict(value), sort_keys=True)}" for key, value in about.items())
-    rows = ",\n".join(json.dumps(strict(row), sort_keys=True) for row in run.scan_history(use_cache=False))
+    rows = ",\n".join(line(row) for row in run.scan_history(use_cache=False))
     return f'{{{head},\n"history": [\n{rows}\n]}}'
+
+
+def line(row: dict) -> str:
+    """A history row as strict JSON; almost all rows are plain, so only the others take the slow way."""
+    try:
+        return json.dumps(row, sort_keys=True, allow_nan=False)
+    except (ValueError, TypeError):
+        return json.dumps(strict(row), sort_keys=True)
 
 
 def read_files(run: "wandb.apis.public.Run") -> dict:

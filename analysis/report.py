@@ -89,7 +89,7 @@ def improved(r: dict) -> bool:
 
 def difference(x: dict, comma: bool = False) -> str:
     d = x["difference"]
-    return f"{rate_label(x['learning_rate'])}{',' * comma} is {d['mean']:+.3f}, {bounds(d['interval'])}"
+    return f"{rate_label(x['learning_rate'])}{',' * comma} is {decimals(d['mean'], '+.3f')}, {bounds(d['interval'])}"
 
 
 def answer(r: dict) -> str:
@@ -172,15 +172,16 @@ def table(r: dict) -> str:
 def mean_sd(spread: dict, runs: int) -> str:
     if spread["mean"] is None:
         return "—"
-    sd = "" if spread["sd"] is None else f" ± {spread['sd']:.3f}"
-    return f"{spread['mean']:.3f}{sd} (n = {spread['n']}{'' if spread['n'] == runs else f' of {runs}'})"
+    sd = "" if spread["sd"] is None else f" ± {decimals(spread['sd'])}"
+    return f"{decimals(spread['mean'])}{sd} (n = {spread['n']}{'' if spread['n'] == runs else f' of {runs}'})"
 
 
 def with_interval(found: dict | None, form: str) -> str:
     if found is None or found["mean"] is None:
         return "—"
     pair = found["interval"]
-    return format(found["mean"], form) + (f" [{pair[0]:{form}}, {pair[1]:{form}}]" if pair else "")
+    interval = f" [{decimals(pair[0], form)}, {decimals(pair[1], form)}]" if pair else ""
+    return decimals(found["mean"], form) + interval
 
 
 def behaviours(x: dict) -> str:

@@ -204,6 +204,7 @@ def basin(study: Study) -> dict | None:
         "width": study.basin_width,
         "seed_sd": statistics.seed_sd(study.feasible),
         "paired_seeds": len(c.seeds),
+        "left_out": c.left_out,
         "examples": c.examples,
         "covers": c.covers,
         "replicates": statistics.REPLICATES if c.replicates is not None else 0,
@@ -262,7 +263,7 @@ def led_early(run: Run, peers: list[Run]) -> bool:
 
 def spread(values: list[float | None]) -> dict:
     """Mean and sample sd of the finite values, with their number; sd None for fewer than two."""
-    kept = np.array([v for v in values if v is not None and math.isfinite(v)])
+    kept = np.array([v for v in values if v is not None and abs(v) < 1e100])  # squares of more are no floats
     return {
         "mean": float(kept.mean()) if len(kept) else None,
         "sd": float(kept.std(ddof=1)) if len(kept) > 1 else None,

@@ -127,6 +127,8 @@ class Run:
     def warmup_steps(self) -> int:
         """Warm-up in steps; a value below 1 is a share of the planned steps, as in transformers 5."""
         steps = number(self.config.get("warmup_steps")) or 0.0
+        if not 0 <= steps < 2**53:
+            return 0
         return math.ceil(steps * (self.planned_steps or 0)) if steps < 1 else int(steps)
 
     @property
@@ -196,20 +198,24 @@ def read_run(record: dict) -> Run:
         summary=summary,
         history=read_history(record.get("history"), notes),
         eval_nll=read_eval_nll(files.get("eval_nll.json"), notes),
-        generations=[g for g in files.get("generations.json") or [] if isinstance(g, dict)],
+        generations=[g for g in as_list(files.get("generations.json")) if isinstance(g, dict)],
         notes=notes,
     )
     planned = number(config.get("max_steps"))
-    run.planned_steps = int(planned) if planned is not None and math.isfinite(planned) and planned > 0 else None
+    run.planned_steps = int(planned) if planned is not None and 1 <= planned < 2**53 else None
     if run.learning_rate is None:
         notes.append(f"no usable learning rate in its config ({config.get('learning_rate')!r})")
     notes += [f"no {column} recorded" for column in ("train/loss", "eval/loss") if not len(run[column])]
     return run
 
 
+def as_list(value: object) -> list:
+    return value if isinstance(value, list) else []
+
+
 def read_history(rows: object, notes: list[str]) -> dict[str, Series]:
     """Columns as Series over train/global_step; of rows that repeat a step (a resumed run) the last one counts."""
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    rows = [row for row in as_list(rows) if isinstance(row, dict)]
     if rows and not any(STEP in row for row in rows):
         notes.append(f"no {STEP} recorded: W&B's own _step, the count of log calls, is the x axis")
     step = numbers([row.get(STEP, row.get("_step")) for row in rows])

@@ -28,6 +28,8 @@ class Comparison:
 
     rates: list[float]  # (m,) feasible, ascending
     seeds: list  # the seeds that every compared rate has; [] if unpaired
+    n: int  # seeds of each rate, the fewest if unpaired
+    left_out: int  # runs whose seed some rate lacks
     loss: np.ndarray  # (m,) nats per token
     base: float | None  # l0 on the same examples
     replicates: np.ndarray | None  # (B, m); None if nothing can be resampled
@@ -89,7 +91,8 @@ def compare(by_rate: dict[float, list[Run]]) -> Comparison | None:
     runs = [r for rate in rates for r in by_rate[rate] if not common or r.seed in common]
     group = np.array([rates.index(r.learning_rate) for r in runs])
     draw = np.array([common.index(r.seed) for r in runs]) if common else np.arange(len(runs))
-    seeds = min(np.bincount(group))
+    seeds = int(min(np.bincount(group)))
+    left_out = sum(map(len, by_rate.values())) - len(runs)
     rows, tokens = [r.end_nll() for r in runs], [r.eval_nll.tokens for r in runs if r.eval_nll]
     final = np.array([r.final_eval_loss for r in runs])
     loss = np.array([final[group == g].mean() for g in range(len(rates))])
@@ -114,12 +117,25 @@ def compare(by_rate: dict[float, list[Run]]) -> Comparison | None:
         )
         base_replicates = replicates[:, -1] if extra else None
         return Comparison(
-            rates, common, loss, base, replicates[:, : len(rates)], base_replicates, covers, len(tokens[0])
+            rates,
+            common,
+            seeds,
+            left_out,
+            loss,
+            base,
+            replicates[:, : len(rates)],
+            base_replicates,
+            covers,
+            len(tokens[0]),
         )
     if seeds > 1:
         replicates = bootstrap(final[:, None], None, group, draw)
-        return Comparison(rates, common, loss, base, replicates, None, f"{seeds} seeds, not eval examples", 0)
-    return Comparison(rates, common, loss, base, None, None, "nothing: one seed and no per-example losses", 0)
+        return Comparison(
+            rates, common, seeds, left_out, loss, base, replicates, None, f"{seeds} seeds, not eval examples", 0
+        )
+    return Comparison(
+        rates, common, seeds, left_out, loss, base, None, None, "nothing: one seed and no per-example losses", 0
+    )
 
 
 def interval(samples: np.ndarray | None) -> tuple[float, float] | None:

@@ -58,8 +58,8 @@ class Study:
 
     @property
     def seeds(self) -> int:
-        """Seeds that every compared rate has."""
-        return 0 if self.comparison is None else max(1, len(self.comparison.seeds))
+        """Seeds of each compared rate."""
+        return 0 if self.comparison is None else self.comparison.n
 
     def diverged(self, run: Run) -> bool:
         return run.id in self.verdicts and self.verdicts[run.id].behaviour == "diverged"
@@ -76,7 +76,7 @@ class Study:
 
 def build(sweeps: list[dict], runs: list[Run]) -> Study:
     """Choose the runs that are compared, judge each run, compare the rates."""
-    swept = {key for sweep in sweeps for key in (sweep.get("config") or {}).get("parameters") or {}}
+    swept = {key for sweep in sweeps for key in parameters(sweep)}
     keys = [*RECIPE_KEYS, *sorted(swept - set(RECIPE_KEYS) - {"learning_rate", "seed"})]
     recipe, differing = common_recipe(runs, keys)
     used, excluded = choose(runs, recipe)
@@ -103,6 +103,20 @@ def build(sweeps: list[dict], runs: list[Run]) -> Study:
             evidence[run.id].near_best = bool(loss[place] - loss.min() < study.basin_width)
         study.verdicts[run.id] = early[run.id] or behaviour.outcome(evidence[run.id])
     return study
+
+
+def parameters(sweep: dict) -> dict:
+    """The `parameters` of a sweep's configuration; {} if it has none."""
+    config = sweep.get("config")
+    found = config.get("parameters") if isinstance(config, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def values(parameter: object) -> list:
+    """The values of one parameter of a grid, whether given as {"values": [...]}, {"value": ...} or alone."""
+    found = parameter if isinstance(parameter, dict) else {"value": parameter}
+    found = found.get("values", [found.get("value")])
+    return [value for value in found if value is not None] if isinstance(found, list) else []
 
 
 def common_recipe(runs: list[Run], keys: list[str]) -> tuple[dict, dict[str, list]]:

@@ -23,7 +23,7 @@ def escape(value: object) -> object:
 
 def rate_label(rate: float | None) -> str:
     """A rate as people write it: 1e-5, 2e-4, 3.2e-4."""
-    if rate is None:
+    if rate is None or not math.isfinite(rate):
         return "unknown"
     mantissa, exponent = f"{rate:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
@@ -45,7 +45,7 @@ def decimals(value: object, form: str = ".3f") -> str:
 
 
 def bounds(pair: list | tuple | None, form: str = ".3f") -> str:
-    return "no interval" if pair is None else f"95 % [{pair[0]:{form}}, {pair[1]:{form}}]"
+    return "no interval" if pair is None else f"95 % [{decimals(pair[0], form)}, {decimals(pair[1], form)}]"
 
 
 def percent(share: float | None) -> str:

@@ -22,7 +22,7 @@ def runs_of(rates, seeds=3, **options):
 
 
 def comparison(loss, replicates=None, rates=(1e-5, 1e-4, 1e-3, 1e-2)):
-    return statistics.Comparison(list(rates), [0], np.array(loss), 4.2, replicates, None, "", 0)
+    return statistics.Comparison(list(rates), [0], 1, 0, np.array(loss), 4.2, replicates, None, "", 0)
 
 
 def test_bootstrap_of_examples_has_the_standard_error_of_a_mean():
@@ -147,7 +147,7 @@ def test_comparison_pairs_the_seeds_that_all_rates_have():
     found = runs_of({1e-4: "good", 1e-3: "suboptimal"}, 3, planned=100, examples=40)
     found[1e-3].pop()
     c = statistics.compare(found)
-    assert c.seeds == [0, 1] and "2 seeds and 40 eval examples" in c.covers
+    assert (c.seeds, c.n, c.left_out) == ([0, 1], 2, 1) and "2 seeds and 40 eval examples" in c.covers
     assert c.replicates.shape == (statistics.REPLICATES, 2)
     assert c.replicates.mean(0) == pytest.approx(c.loss, rel=0.02)
 
