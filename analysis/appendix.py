@@ -51,8 +51,8 @@ def why(r: dict) -> str:
         "‖ΔW‖ = (α/r)·η·sqrt(d_out·r/3). A moves by its own standard deviation in 1/(sqrt(3·d_in)·η) steps. These runs "
         f"have r = {shape[0]}, α = {shape[1]} and {shape[2]} matrices with d_in from {shape[3]} to {shape[4]}:\n\n"
         f"{grid(header, rows)}\n\n{' '.join(parts)}\n\n"
-        "Two common reasons do not hold. Smaller gradients cannot explain LoRA's higher rates: Adam is invariant to the "
-        "gradient's scale. And only A starts small and random: B starts at exactly zero. The LoRA paper "
+        "Two common reasons do not hold. Smaller gradients cannot explain LoRA's higher rates: Adam is invariant to "
+        "the gradient's scale. And only A starts small and random: B starts at exactly zero. The LoRA paper "
         "(arXiv:2106.09685) used 2e-4 for GPT-2 and other rates elsewhere; 2e-4 for 7B and 13B models is QLoRA's "
         "(arXiv:2305.14314), at r = 64, α = 16."
     )

@@ -35,7 +35,7 @@ COLUMNS = ["train/loss", "eval/loss", "train/grad_norm", "train/global_step", "_
 
 
 def damage(value, rng):
-    """One fault somewhere inside: a value lost or odd, rows cut, doubled or shuffled, a column lost, odd or rescaled."""
+    """One fault somewhere inside: a value lost or odd; rows cut, doubled or shuffled; a column lost or odd."""
     if isinstance(value, dict) and value:
         key, how = rng.choice(list(value)), rng.random()
         if how < 0.25:
