@@ -7,6 +7,7 @@ to its own run. Configurations may differ in what `DIFFER` names; any other goes
 """
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import wandb
@@ -22,7 +23,8 @@ from wandb.apis.public import sweeps
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from gang.members import Conductor, Member
-from train import InputError, first_line, parse
+from gang.size import best_size, measure
+from train import InputError, first_line
 
 HEARTBEAT_SECONDS = 5  # as wandb agent
 DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha"}
@@ -42,11 +44,11 @@ class Sweep:
     """The server's side: the sweep's command, its agents, their claims and heartbeats."""
 
     def __init__(self, path: str):
-        self.api = wandb.Api()
         entity, project, self.id = path.split("/")
         try:
+            self.api = wandb.Api()
             self.place = {"entity": entity, "project": project, "sweep_id": self.id}
-            self.command = self.api.sweep(path).config.get("command")
+            self.path, self.command = path, self.api.sweep(path).config.get("command")
         except (wandb.Error, ValueError) as error:
             raise InputError(f"{path}: {first_line(error)}") from error
         self.lock = threading.Lock()
@@ -59,8 +61,16 @@ class Sweep:
         with self.lock:
             return sweeps._agent_heartbeat(self.api, agent.id, {}, alive)
 
+    def left(self) -> float:
+        """The points that nobody has claimed, and this process's one; infinite for a sweep without an end."""
+        sweep = self.api.sweep(self.path)
+        expected = sweep.expected_run_count
+        return math.inf if expected is None else expected - len(sweep.runs) + 1
+
     def claim(self, agent: Agent) -> None:
-        """Ask for a configuration; the server may have none now, or none ever again."""
+        """Ask for a configuration, unless it has one; the server may have none now, or none ever again."""
+        if agent.run_id or agent.retired:
+            return
         for command in self.heartbeat(agent):
             if command["type"] in ("run", "resume"):
                 agent.run_id, agent.point = command["run_id"], command["args"]
@@ -78,68 +88,103 @@ class Sweep:
         return words[start + 1 :]
 
 
-def difference(first: tuple, other: tuple) -> str | None:
-    """What keeps a configuration out of the first one's gang, as "key: value, not value"."""
-    for left, right in zip(first, other, strict=True):
-        for key in (field.name for field in fields(left)):
-            if key not in DIFFER and getattr(left, key) != getattr(right, key):
-                return f"{key}: {getattr(right, key)}, not {getattr(left, key)}"
+def difference(first: dict, other: dict) -> str | None:
+    """What keeps a point of the sweep out of the first one's gang, as "key: value, not value"."""
+    for key, entry in other.items():
+        if key not in DIFFER and entry["value"] != first[key]["value"]:
+            return f"{key}: {entry['value']}, not {first[key]['value']}"
     return None
 
 
-def keep_alive(sweep: Sweep, agents: list[Agent], conductor: Conductor, done: threading.Event) -> None:
-    """Heartbeats while the gang trains; a run that the server wants stopped ends as with SIGTERM."""
-    while not done.wait(HEARTBEAT_SECONDS):
-        for agent in agents:
-            for command in sweep.heartbeat(agent):
-                for member in conductor.members:
-                    if command["type"] == "stop" and command["run_id"] == member.run_id:
-                        member.stopped = True
+class Gang:
+    """The agents of one process, and what each has claimed."""
+
+    def __init__(self, sweep: Sweep, size: int | None):
+        self.sweep, self.size = sweep, size
+        self.agents = sweep.agents(size or 1)
+        self.conductor, self.fixed = Conductor(sweep.id), None
+
+    def work(self) -> None:
+        """Gangs until the sweep has no more configurations."""
+        while not all(agent.retired for agent in self.agents):
+            for agent in self.agents:
+                self.sweep.claim(agent)
+            if any(agent.run_id for agent in self.agents):
+                self.train()
+            else:
+                time.sleep(HEARTBEAT_SECONDS)
+
+    def train(self) -> None:
+        """Train those of the claimed configurations that fit together; what does not stays claimed."""
+        seats, done = {}, threading.Event()
+        members = self.seat(self.agents, seats)
+        fixed = {key: entry for key, entry in members[0].point.items() if key not in DIFFER}
+        if fixed != self.fixed:  # it may say which base; else the next gang goes on with the one that is loaded
+            self.conductor.model, self.fixed = None, fixed
+        heart = threading.Thread(target=self.keep_alive, args=(done,))
+        heart.start()
+        try:
+            self.conductor.conduct(members, None if self.size else lambda trainer: self.recruit(trainer, seats))
+        finally:
+            done.set()
+            heart.join()
+        for agent, member in seats.values():
+            agent.run_id = agent.point = None
+            if isinstance(member.error, InputError) or getattr(member.error, "code", None) == 2:  # argparse's own
+                raise member.error
+            if isinstance(member.error, Exception):
+                print(f"gang: {member.run_id} failed:", file=sys.stderr)
+                traceback.print_exception(member.error)
+        if all(isinstance(member.error, Exception) for _, member in seats.values()):
+            print("gang: every run failed; the errors are above", file=sys.stderr)
+            sys.exit(1)
+
+    def seat(self, agents: list[Agent], seats: dict) -> list[Member]:
+        """Members for the claims of these agents that fit the first; a line says why another does not."""
+        members = []
+        for agent in (agent for agent in agents if agent.run_id):
+            first = next((member.point for _, member in seats.values()), agent.point)
+            if reason := difference(first, agent.point):
+                print(f"gang: {agent.run_id} trains in a later gang ({reason})", flush=True)
+                continue
+            members.append(Member(self.conductor, agent.run_id, agent.point, self.sweep.arguments(agent.point)))
+            seats[agent.run_id] = agent, members[-1]
+        for member in members:
+            values = (f"{key}={entry['value']}" for key, entry in member.point.items())
+            print(f"gang: {member.run_id} is {' '.join(values)}", flush=True)
+        return members
+
+    def recruit(self, trainer, seats: dict) -> list[Member]:
+        """Measure what pays and fits, and claim as many configurations more."""
+        points = self.sweep.left()
+        if points < 2:
+            self.size = 1
+            return []
+        seconds, fits = measure(trainer)
+        self.size = best_size(points, seconds, fits)
+        print(
+            f"gang: a step of one takes {seconds[0]:.3g} s, of two {seconds[1]:.3g} s; memory for {fits}; "
+            f"{self.size} of {points:g} at once",
+            flush=True,
+        )
+        more = self.sweep.agents(self.size - 1)
+        for agent in more:
+            self.sweep.claim(agent)
+        self.agents += more
+        return self.seat(more, seats)
+
+    def keep_alive(self, done: threading.Event) -> None:
+        """Heartbeats while the gang trains; a run that the server wants stopped ends as with SIGTERM."""
+        while not done.wait(HEARTBEAT_SECONDS):
+            for agent in [agent for agent in self.agents if agent.run_id]:
+                for command in self.sweep.heartbeat(agent):
+                    for member in self.conductor.members:
+                        if command["type"] == "stop" and command["run_id"] == member.run_id:
+                            member.stopped = True
 
 
-def train_gang(sweep: Sweep, agents: list[Agent], claimed: list[Agent]) -> None:
-    """Train those of the claimed configurations that fit together; what does not stays claimed."""
-    configurations = {agent.run_id: tuple(parse(sweep.arguments(agent.point))) for agent in claimed}
-    first = configurations[claimed[0].run_id]
-    chosen = []
-    for agent in claimed:
-        reason = difference(first, configurations[agent.run_id])
-        if reason:
-            print(f"gang: {agent.run_id} trains in a later gang ({reason})", flush=True)
-        else:
-            chosen.append(agent)
-    conductor = Conductor(sweep.id)
-    members = [Member(conductor, a.run_id, a.point, configurations[a.run_id], len(chosen)) for a in chosen]
-    print(f"gang of {len(members)}: {', '.join(member.run_id for member in members)}", flush=True)
-    done = threading.Event()
-    heart = threading.Thread(target=keep_alive, args=(sweep, [a for a in agents if a.run_id], conductor, done))
-    heart.start()
-    try:
-        conductor.conduct(members)
-    finally:
-        done.set()
-        heart.join()
-    for agent, member in zip(chosen, members, strict=True):
-        agent.run_id = agent.point = None
-        if isinstance(member.error, InputError):
-            raise member.error
-        if member.error:
-            print(f"gang: {member.run_id} failed:", file=sys.stderr)
-            traceback.print_exception(member.error)
-
-
-def work(path: str, size: int) -> None:
-    """Gangs until the sweep has no more configurations."""
-    sweep = Sweep(path)
-    agents = sweep.agents(size)
-    while not all(agent.retired for agent in agents):
-        for agent in agents:
-            if not agent.run_id and not agent.retired:
-                sweep.claim(agent)
-        if claimed := [agent for agent in agents if agent.run_id]:
-            train_gang(sweep, agents, claimed)
-        else:
-            time.sleep(HEARTBEAT_SECONDS)
+def size(text: str) -> int | None:
+    return None if text == "auto" else int(text)
 
 
 def main() -> int:
@@ -147,7 +192,7 @@ def main() -> int:
         prog="python -m gang", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", metavar="ENTITY/PROJECT/SWEEP")
-    parser.add_argument("--size", default=4, type=int, help="configurations at once; default: %(default)s")
+    parser.add_argument("--size", default="auto", type=size, metavar="N|auto", help="at once; default: measured")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Under these W&B's client would give every run of this process the same id.
@@ -158,7 +203,7 @@ def main() -> int:
             raise InputError(f"{options.sweep!r}: give ENTITY/PROJECT/SWEEP, as `wandb sweep` prints it")
         entity, project, _ = options.sweep.split("/")
         os.environ.update(WANDB_ENTITY=entity, WANDB_PROJECT=project)
-        work(options.sweep, options.size)
+        Gang(Sweep(options.sweep), options.size).work()
     except InputError as error:
         print(f"gang: {error}", file=sys.stderr)
         return 2

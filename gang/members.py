@@ -8,6 +8,7 @@ logging and files; what differs is who multiplies the matrices.
 import queue
 import random
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy
@@ -20,6 +21,30 @@ from transformers.integrations import WandbCallback
 import train
 from gang.step import Gang
 
+# What the gang's step computes; train.py, and so wandb agent, can do the rest.
+ONLY = {
+    "optim": ("adamw_torch", "adamw_torch_fused"),
+    "loss_type": ("nll",),
+    "lora_dropout": (0.0,),
+    "label_smoothing_factor": (0.0,),
+    "neftune_noise_alpha": (None,),
+    "fp16": (False,),
+    "torch_compile": (False,),
+    "save_strategy": ("no",),
+    "use_peft": (True,),
+    "use_dora": (False,),
+    "lora_modules_to_save": (None,),
+    "lora_target_parameters": (None,),
+}
+
+
+def unfit(configuration: tuple) -> str | None:
+    """What no gang can train, as "key: value; a gang has only value"."""
+    for key, value in ((key, value) for part in configuration for key, value in vars(part).items()):
+        if key in ONLY and value not in ONLY[key]:
+            return f"{key}: {value}; a gang has only {' and '.join(map(str, ONLY[key]))}"
+    return None
+
 
 class Trainer(train.Trainer):
     """train.py's trainer, whose losses, gradients, optimizer steps and scores come from the gang."""
@@ -28,6 +53,7 @@ class Trainer(train.Trainer):
         self.member = member
         super().__init__(*arguments, model=member.conductor.model)
         member.trainer, member.conductor.model = self, self.model.get_base_model()
+        self.token_flops = super().floating_point_ops({"input_ids": torch.zeros(1, 1)})
         self.accelerator.backward = lambda loss, **_: None  # the gang has done it
         self.accelerator.clip_grad_norm_ = lambda *_: self.gradient_norm
         run = member.run
@@ -47,11 +73,19 @@ class Trainer(train.Trainer):
         update = self.accelerator.gradient_state.sync_gradients
         result = self.member.ask("train", inputs, items, self._get_learning_rate(), update)
         loss, entropy, right, _, self.gradient_norm = result
-        self._metrics["train"]["entropy"].append(float(entropy))
-        self._metrics["train"]["mean_token_accuracy"].append(float(right))
-        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        self._metrics["train"]["entropy"].append(entropy)
+        self._metrics["train"]["mean_token_accuracy"].append(right)
+        self._total_train_tokens += inputs["attention_mask"].sum()
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss * parts
+
+    def log(self, *arguments):
+        for metrics in self._metrics.values():  # left on the device until now
+            metrics.update({key: [float(value) for value in values] for key, values in metrics.items()})
+        super().log(*arguments)
+
+    def floating_point_ops(self, inputs):
+        return self.token_flops * inputs["input_ids"].numel()  # counted while the model wore PEFT's layers
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         return None, *self.member.ask("score", self._prepare_inputs(inputs))
@@ -65,10 +99,9 @@ class Trainer(train.Trainer):
 class Member:
     """One configuration: train.train in a thread, its W&B run, and the hand-overs to and from the conductor."""
 
-    def __init__(self, conductor: "Conductor", run_id: str, point: dict, configuration: tuple, gang_size: int):
+    def __init__(self, conductor: "Conductor", run_id: str, point: dict, flags: list[str]):
         self.conductor, self.run_id, self.point = conductor, run_id, point
-        self.data, self.training, self.base = configuration
-        self.gang_size = gang_size
+        self.flags = flags
         self.run = self.trainer = self.error = None
         self.stopped = False
         self.request: tuple = ("start",)
@@ -78,8 +111,11 @@ class Member:
 
     def train(self) -> None:
         try:
-            swept = train.swept_values(self.training, self.point)
-            train.train(self.data, self.training, self.base, swept, self.start_run, lambda *rest: Trainer(self, *rest))
+            configuration = train.parse(self.flags)
+            if reason := unfit(configuration):
+                raise train.InputError(f"{reason}; use wandb agent")
+            swept = train.swept_values(configuration[1], self.point)
+            train.train(*configuration, swept, self.start_run, lambda *rest: Trainer(self, *rest))
         except BaseException as error:  # of whatever kind, it ends this member alone
             self.error = error
         self.requests.put(("end",))
@@ -88,7 +124,6 @@ class Member:
         alone = {} if self is self.conductor.members[0] else {"console": "off"}  # else each prints everybody's lines
         settings = wandb.Settings(sweep_id=self.conductor.sweep, **alone)
         self.run = train.start_run(*arguments, id=self.run_id, reinit="create_new", settings=settings)
-        self.run.config.update({"gang_size": self.gang_size}, allow_val_change=True)
         return self.run
 
     def ask(self, *request):
@@ -121,15 +156,23 @@ class Conductor:
         self.members: list[Member] = []
         self.model = self.gang = None
 
-    def conduct(self, members: list[Member]) -> None:
-        """Train the members to their ends; each keeps its own error, and SystemExit or an interrupt reaches all."""
-        self.members = members
+    def conduct(self, members: list[Member], recruit: Callable[[Trainer], list[Member]] | None = None) -> None:
+        """Train the members to their ends; each keeps its own error, and SystemExit or an interrupt reaches all.
+
+        `recruit` gives more members, seeing the first one's trainer.
+        """
+        self.members = list(members)
         try:
-            for member in members:
+            for member in self.members:  # grows while it runs
                 member.resume()
                 self.undress()
+                if recruit and member.trainer and member.request[0] != "end":
+                    self.members += recruit(member.trainer)
+                    recruit = None
             if members := self.waiting():
                 self.gang = Gang([member.trainer for member in members])
+                for member in members:
+                    member.run.config.update({"gang_size": len(members)})
             while members := self.waiting():
                 self.answer(members)
         except BaseException as error:
@@ -137,6 +180,8 @@ class Conductor:
             if not isinstance(error, Exception):
                 raise
         finally:
+            if self.gang:
+                self.gang.take_off()
             self.gang = None
 
     def waiting(self) -> list[Member]:

@@ -1,15 +1,26 @@
 """One step of all members: their rows through one frozen base, each with its own adapter, loss, clipping and rate."""
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers import masking_utils
 
+from gang.graph import GraphedStep
 from gang.head import AnswerLoss
 from gang.lora import StackedLoRA
 from gang.stack import Stack
+
+# Looking for packed sequences reads the positions back to the host in each forward pass, and while a CUDA graph is
+# captured it costs flash attention. train.py refuses packing, so there are none.
+masking_utils.find_packed_sequence_indices = lambda position_ids: None
+
+LENGTHS = 64  # on a GPU, rows are padded to a multiple of this: few shapes, so few CUDA graphs
 
 
 class Gang:
@@ -18,7 +29,7 @@ class Gang:
     `trainers` are train.py's, built one after another on the same base, which wears nobody's adapter any more.
     """
 
-    def __init__(self, trainers: list, keep: bool = True):
+    def __init__(self, trainers: list, keep: bool | None = None, static: bool | None = None):
         self.trainers = trainers
         first = trainers[0]
         self.model = first.model.get_base_model()
@@ -26,6 +37,9 @@ class Gang:
         self.dtype = self.model.dtype
         if first.args.bf16:
             self.dtype = torch.bfloat16
+        linear = [layer.get_base_layer() for layer in first.lora_layers.values()]
+        size = sum(layer.in_features * layer.out_features for layer in linear) * self.dtype.itemsize
+        keep = size < free_memory(self.device) / 3 if keep is None else keep  # the rest is for activations
         self.stacked = {
             name: StackedLoRA(layer.get_base_layer(), self.dtype, keep) for name, layer in first.lora_layers.items()
         }
@@ -33,10 +47,26 @@ class Gang:
         # B is zero, so until the first update every member is the base model.
         self.untrained = all(not b.any() for _, _, b in self.stack.windows(self.stack.values))
         self.wear(self.stacked)
+        self.static = self.device.type == "cuda" if static is None else static
+        self.most = most_answers(first) if self.static else 0
+        self.graphs: dict[bool, GraphedStep] = {}
+        self.capture()
+
+    def capture(self) -> None:
+        """On a GPU, let the steps be CUDA graphs; anew whenever the stack has changed its shape."""
+        self.graphs = {}
+        recomputing = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        if self.device.type == "cuda" and not recomputing:
+            stack = self.stack
+            state = [stack.values, stack.gradients, stack.first, stack.second, stack.updates]
+            self.graphs = {u: GraphedStep(partial(self.step, self.most, u), state) for u in (False, True)}
 
     def wear(self, layers: dict[str, nn.Module]) -> None:
         for name, layer in layers.items():
             self.trainers[0].model.set_submodule(name, layer)
+
+    def take_off(self) -> None:
+        self.wear({name: layer.weight.layer for name, layer in self.stacked.items()})
 
     def drop(self, trainer) -> None:
         """Take a member out, its weights back in PEFT's layers and these in the model; the others can go on."""
@@ -44,6 +74,7 @@ class Gang:
         self.stack.drop(index)
         self.wear(trainer.lora_layers)
         self.trainers.pop(index)
+        self.capture()
 
     @contextmanager
     def base_alone(self) -> Iterator[None]:
@@ -56,7 +87,7 @@ class Gang:
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Last hidden states [rows, length, d]. Padding is on the right, where a causal model never looks: no mask."""
-        with self.trainers[0].accelerator.autocast():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainers[0].args.bf16):
             return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
     def answers(self, labels: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,17 +122,24 @@ class Gang:
         """One micro-batch of each member, and with `update` the optimizer's step. Returns [N, 5]: loss, entropy,
         share of right tokens, tokens, and the gradient's norm before clipping (0 without `update`)."""
         ids, labels = self.together(batches)
-        most = int((labels[:, :, 1:] != -100).sum((1, 2)).max())
         items = torch.stack([torch.as_tensor(n, device=self.device, dtype=torch.float32) for n in items])
+        rates = torch.tensor(rates).to(self.device, non_blocking=True)
         if not self.model.training:
             self.model.train()
+        self.untrained &= not update
+        if self.graphs:
+            try:
+                return self.graphs[update](ids, labels, items, rates)
+            except RuntimeError as error:
+                print(f"gang: no CUDA graph, eager steps instead ({str(error).splitlines()[0]})", flush=True)
+                self.graphs = {}
+        most = self.most if self.static else int((labels[:, :, 1:] != -100).sum((1, 2)).max())
+        return self.step(most, update, ids, labels, items, rates)
+
+    def step(self, most: int, update: bool, ids: Tensor, labels: Tensor, items: Tensor, rates: Tensor) -> Tensor:
         loss, means = self.losses(ids, labels, items, most)
         loss.backward()
-        if update:
-            norms = self.stack.update(torch.tensor(rates, device=self.device))
-            self.untrained = False
-        else:
-            norms = torch.zeros(len(rates), device=self.device)
+        norms = self.stack.update(rates) if update else torch.zeros_like(rates)
         return torch.cat([means, norms[:, None]], 1)
 
     @torch.no_grad()
@@ -129,8 +167,23 @@ class Gang:
     def together(self, batches: list[dict]) -> tuple[Tensor, Tensor]:
         """The members' input_ids and labels as [N, b, s], padded to the longest."""
         longest = max(batch["input_ids"].shape[1] for batch in batches)
+        if self.static:
+            longest = math.ceil(longest / LENGTHS) * LENGTHS
         token = self.model.config.get_text_config().pad_token_id
         return tuple(
             torch.stack([pad(batch[key], (0, longest - batch[key].shape[1]), value=fill) for batch in batches])
             for key, fill in (("input_ids", token), ("labels", -100))
         )
+
+
+def most_answers(trainer) -> int:
+    """The most answer tokens that a training batch can have: those of the longest answers together."""
+    counts = sorted(sum(label != -100 for label in labels[1:]) for labels in trainer.train_dataset["labels"])
+    return math.ceil(sum(counts[-trainer.args.per_device_train_batch_size :]) / LENGTHS) * LENGTHS
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,283 @@
+"""A gang is the same experiment as train.py: equal numbers, members that cannot disturb each other, equal records."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+import wandb
+import yaml
+from safetensors.torch import load_file
+
+import train
+from gang.__main__ import Sweep, difference
+from gang.members import Conductor, Member
+from gang.size import best_size
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ["--config", "recipes/starter.yaml", "--per_device_train_batch_size", "2"]
+SPLITS = ["--dataset_train_split", "train[:240]", "--dataset_test_split", "test[:8]"]
+SETUP_KEYS = {"learning_rate", "seed", "lora_r", "lora_alpha"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    yield
+    wandb.teardown()
+
+
+def flags(tmp_path, *more: str, steps: int = 4) -> list[str]:
+    return [*SMALL, *SPLITS, "--max_steps", str(steps), "--output_dir", str(tmp_path / "adapters"), *more]
+
+
+def gang(tmp_path, *points: dict, steps: int = 4, conductor: Conductor | None = None) -> list[Member]:
+    """Members of one gang, trained; each point is {key: value}."""
+    conductor = conductor or Conductor(None)
+    members = []
+    for index, point in enumerate(points):
+        more = [f"--{key}={value}" for key, value in point.items()]
+        values = {key: {"value": value} for key, value in point.items()}
+        run_id = f"m{index}{random.randrange(10**9)}"
+        members.append(Member(conductor, run_id, values, flags(tmp_path, *more, steps=steps)))
+    conductor.conduct(members)
+    return members
+
+
+def rows(member) -> list[dict]:
+    """What was logged, without times."""
+    log = member.trainer.state.log_history
+    return [
+        {key: value for key, value in row.items() if "runtime" not in key and "per_second" not in key} for row in log
+    ]
+
+
+def alone(tmp_path, **point) -> list[dict]:
+    more = [f"--{key}={value}" for key, value in point.items()]
+    data, training, base = train.parse(flags(tmp_path, "--report_to", "none", *more, steps=point.pop("max_steps", 50)))
+    trainer = train.Trainer(
+        base, training, *(train.load_split(data, s) for s in (data.dataset_train_split, "test[:8]"))
+    )
+    steps = train.evaluation_steps(training.max_steps)
+
+    class Evaluate(train.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_evaluate = state.global_step in steps
+
+    trainer.add_callback(Evaluate())
+    trainer.train()
+    trainer.member = None
+    return rows(type("Solo", (), {"trainer": trainer}))
+
+
+def test_fifty_steps_equal_train_py_with_other_seeds_and_ranks_beside(tmp_path):
+    """Loss, gradient norm and every other column to 1e-5."""
+    points = [{"learning_rate": 2e-4, "seed": 0}, {"learning_rate": 1e-3, "seed": 1, "lora_r": 8, "lora_alpha": 24}]
+    members = gang(tmp_path, *points, steps=50)
+    for point, member in zip(points, members, strict=True):
+        assert member.error is None
+        solo, mine = alone(tmp_path, **point), rows(member)
+        assert [sorted(row) for row in solo] == [sorted(row) for row in mine]
+        assert len([row for row in mine if "grad_norm" in row]) == 50
+        for expected, found in zip(solo, mine, strict=True):
+            assert found == pytest.approx(expected, rel=1e-5, nan_ok=True), expected["step"]
+    first, second = members
+    assert first.trainer.first_batch_hash != second.trainer.first_batch_hash
+
+
+class StopAtThird(Conductor):
+    """Ends the last member when it asks for its third step, as a server's stop would."""
+
+    asked = 0
+
+    def answer(self, members):
+        self.asked += members[0].request[0] == "train"
+        self.members[-1].stopped = self.asked == 3 and members[0].request[0] == "train"
+        super().answer(members)
+
+
+def test_a_member_that_diverges_leaves_the_others_bit_for_bit(tmp_path):
+    others = [{"learning_rate": 1e-3}, {"learning_rate": 5e-3, "seed": 1}]
+    ill = gang(tmp_path, *others, {"learning_rate": 1e30})
+    well = gang(tmp_path, *others, {"learning_rate": 2e-4}, conductor=StopAtThird(None))
+    diverged = ill[2].trainer.state
+    assert ill[2].error is None and diverged.global_step < 4
+    assert any(math.isnan(row.get("loss", row.get("eval_loss", 0))) for row in diverged.log_history)
+    assert isinstance(well[2].error, SystemExit)
+    for one, other in zip(ill[:2], well[:2], strict=True):
+        assert one.trainer.state.global_step == 4 and rows(one) == rows(other)
+        left, right = (
+            [layer.lora_A["default"].weight for layer in m.trainer.lora_layers.values()] for m in (one, other)
+        )
+        assert all(torch.equal(*pair) for pair in zip(left, right, strict=True))
+    assert all(math.isfinite(row["loss"]) for row in rows(ill[0]) if "loss" in row)
+
+
+def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
+    class Crash(train.Watch):
+        def on_log(self, args, state, control, logs, **rest):
+            super().on_log(args, state, control, logs, **rest)
+            if args.seed == 1 and state.global_step == 2:
+                raise RuntimeError("the W&B run is gone")
+
+    monkeypatch.setattr(train, "Watch", Crash)
+    fine, broken = gang(tmp_path, {"learning_rate": 1e-3}, {"learning_rate": 1e-3, "seed": 1})
+    assert fine.error is None and fine.trainer.state.global_step == 4
+    assert str(broken.error) == "the W&B run is gone"
+
+
+def test_padded_ranks_stay_zero_and_adamw_is_torchs(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    from gang.lora import StackedLoRA
+    from gang.stack import Stack
+
+    torch.manual_seed(0)
+    layers, stacked, options = [], {}, train.parse(flags(tmp_path))[1]
+    for rank in (2, 5):
+        net = torch.nn.Sequential(torch.nn.Linear(8, 6))
+        net.requires_grad_(False)
+        model = get_peft_model(net, LoraConfig(r=rank, target_modules=["0"], init_lora_weights=False))
+        layers.append({name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)})
+    copies = [[p.detach().clone().requires_grad_() for p in (m["base_model.model.0"].lora_A["default"].weight,
+               m["base_model.model.0"].lora_B["default"].weight)] for m in layers]  # fmt: skip
+    base = layers[0]["base_model.model.0"].get_base_layer()
+    stacked["base_model.model.0"] = layer = StackedLoRA(base, torch.float32, True)
+    stack = Stack([dict(member) for member in layers], stacked, options)
+    optimizers = [torch.optim.AdamW(pair, lr=rate) for pair, rate in zip(copies, (1e-3, 1e-2), strict=True)]
+    for group in optimizers:
+        group.param_groups[0]["weight_decay"] = 0.0
+    for _ in range(3):
+        x = torch.randn(2, 7, 8, requires_grad=True)
+        weight = torch.randn(2, 7, 6)
+        (layer(x.flatten(0, 1)).unflatten(0, (2, 7)) * weight).sum().backward()
+        norms = stack.update(torch.tensor([1e-3, 1e-2]))
+        for i, ((a, b), optimizer) in enumerate(zip(copies, optimizers, strict=True)):
+            y = base(x[i]) + x[i] @ a.T @ b.T * layers[i]["base_model.model.0"].scaling["default"]
+            optimizer.zero_grad()
+            (y * weight[i]).sum().backward()
+            norm = torch.nn.utils.clip_grad_norm_([a, b], options.max_grad_norm)
+            optimizer.step()
+            assert norms[i] == pytest.approx(float(norm), rel=1e-5)
+            torch.testing.assert_close(layers[i]["base_model.model.0"].lora_A["default"].weight.data, a.data)
+            torch.testing.assert_close(layers[i]["base_model.model.0"].lora_B["default"].weight.data, b.data)
+    assert not layer.a[0, 2:].any() and not layer.b[0, :, 2:].any()
+
+
+def test_what_differs_otherwise_is_named():
+    first = {"learning_rate": {"value": 1e-3}, "max_steps": {"value": 100}}
+    assert difference(first, first | {"learning_rate": {"value": 1e-5}}) is None
+    assert difference(first, first | {"max_steps": {"value": 7}}) == "max_steps: 7, not 100"
+
+
+def test_what_no_gang_computes_is_refused_by_name(tmp_path):
+    (member,) = gang(tmp_path, {"lora_dropout": 0.1})
+    assert str(member.error) == "lora_dropout: 0.1; a gang has only 0.0; use wandb agent"
+    assert member.run is None
+
+
+def test_the_size_with_the_least_makespan():
+    assert best_size(4, [1.0, 1.1], fits=8) == 4
+    assert best_size(12, [1.0, 1.5], fits=8) == 6  # two gangs of six; eight would make the second gang no shorter
+    assert best_size(4, [1.0, 2.0], fits=8) == 1  # nothing shared: no reason for a gang
+    assert best_size(5, [1.0, 1.1], fits=2) == 2
+    assert best_size(math.inf, [1.0, 1.1], fits=6) == 6
+
+
+SWEEP = {
+    "program": "train.py",
+    "method": "grid",
+    "metric": {"name": "eval/loss", "goal": "minimize"},
+    "parameters": {"learning_rate": {"values": [1.0e-3, 5.0e-3]}},
+}
+
+
+def sweep(server, folder: Path, project: str, *more: str) -> str:
+    command = ["${env}", "${interpreter}", "${program}", *flags(folder, *more, steps=2), "${args}"]
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | {"command": command}))
+    output = server.run("wandb", "sweep", "--project", project, str(folder / "sweep.yaml"), cwd=ROOT)
+    return (output.stdout + output.stderr).split("wandb agent ")[1].split()[0]
+
+
+def everything(run) -> dict:
+    """What a reader of the run could compare, names only; times and system metrics aside."""
+    history = list(run.scan_history())
+    return {
+        "columns": [sorted(key for key in row if not key.startswith("_")) for row in history],
+        "steps": [row["train/global_step"] for row in history],
+        "config": sorted(key for key in run.config if key not in ("_wandb", "gang_size")),
+        "summary": sorted(key for key in dict(run.summary) if not key.startswith("_")),
+        "files": sorted(file.name for file in run.files() if file.name != "output.log"),
+        "name": run.name, "group": run.group, "tags": run.tags, "state": run.state, "job": run.job_type,
+    }  # fmt: skip
+
+
+def test_a_gang_run_cannot_be_told_from_one_of_train_py(server, tmp_path, api, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    paths = {}
+    for kind, command in (("gang", [sys.executable, "-m", "gang"]), ("plain", ["wandb", "agent", "--count", "1"])):
+        paths[kind] = sweep(server, tmp_path, f"contract-{kind}")
+        done = server.run(*command, paths[kind], cwd=ROOT, env={"WANDB_DIR": str(tmp_path)}, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+    runs = {kind: list(api.sweep(path).runs) for kind, path in paths.items()}
+    assert [run.config["gang_size"] for run in runs["gang"]] == [2, 2]
+    mine, plain = runs["gang"][0], runs["plain"][0]
+    assert everything(mine) == everything(plain)
+    assert {key: value for key, value in mine.config.items() if isinstance(value, int | str)} | SAME == {
+        key: value for key, value in plain.config.items() if isinstance(value, int | str)
+    } | SAME | {"gang_size": 2}
+    assert api.sweep(paths["gang"]).state == "FINISHED"
+    adapters = [load_file(tmp_path / "adapters" / run.id / "adapter_model.safetensors") for run in (mine, plain)]
+    assert adapters[0].keys() == adapters[1].keys()
+    for key, value in adapters[0].items():
+        torch.testing.assert_close(value, adapters[1][key], rtol=1e-5, atol=1e-6)
+    nlls = []
+    for run in (mine, plain):
+        with run.file("eval_nll.json").download(root=str(tmp_path / run.id)) as file:
+            nlls.append(json.load(file))
+    assert nlls[0]["steps"] == nlls[1]["steps"] and nlls[0]["tokens"] == nlls[1]["tokens"]
+    numpy.testing.assert_allclose(nlls[0]["nll"], nlls[1]["nll"], atol=2e-5)
+
+
+SAME = {"output_dir": "", "logging_dir": "", "run_name": ""}  # each run has a folder of its own
+
+
+def test_sigterm_sends_the_rest_and_exits_143(server, tmp_path, api):
+    path = sweep(server, tmp_path, "sigterm", "--max_steps", "1000")
+    command = [sys.executable, "-m", "gang", path]
+    process = subprocess.Popen(command, cwd=ROOT, env=server.env | {"WANDB_DIR": str(tmp_path)}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (runs := wandb.Api().sweep(path).runs) or not all(
+        r.summary.get("train/global_step", 0) > 2 for r in runs
+    ):
+        assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()[-2000:]
+        time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    assert process.wait(60) == 143
+    for run in wandb.Api().sweep(path).runs:
+        steps = [row["train/global_step"] for row in run.scan_history() if "train/loss" in row]
+        assert run.state == "failed" and steps == list(range(1, len(steps) + 1)) and len(steps) >= 3
+
+
+def test_the_sweeps_command_gives_the_flags_of_train_py():
+    sweep = object.__new__(Sweep)
+    sweep.id, sweep.command = "s", ["${env}", "python", "${program}", "--config", "r.yaml", "${args}"]
+    point = {"learning_rate": {"value": 1e-3}, "seed": {"value": 2}}
+    assert sweep.arguments(point) == ["--config", "r.yaml", "--learning_rate=0.001", "--seed=2"]
+    sweep.command = ["python", "other.py", "${args}"]
+    with pytest.raises(train.InputError, match="does not run train"):
+        sweep.arguments(point)
