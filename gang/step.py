@@ -32,11 +32,10 @@ class Gang:
     def __init__(self, trainers: list, keep: bool | None = None, static: bool | None = None):
         self.trainers = trainers
         first = trainers[0]
-        self.model = first.model.get_base_model()
+        self.peft_model, self.model = first.model, first.model.get_base_model()
+        self.bf16 = first.args.bf16
         self.device = self.model.device
-        self.dtype = self.model.dtype
-        if first.args.bf16:
-            self.dtype = torch.bfloat16
+        self.dtype = torch.bfloat16 if self.bf16 else self.model.dtype
         linear = [layer.get_base_layer() for layer in first.lora_layers.values()]
         size = sum(layer.in_features * layer.out_features for layer in linear) * self.dtype.itemsize
         keep = size < free_memory(self.device) / 3 if keep is None else keep  # the rest is for activations
@@ -63,7 +62,7 @@ class Gang:
 
     def wear(self, layers: dict[str, nn.Module]) -> None:
         for name, layer in layers.items():
-            self.trainers[0].model.set_submodule(name, layer)
+            self.peft_model.set_submodule(name, layer)
 
     def take_off(self) -> None:
         self.wear({name: layer.weight.layer for name, layer in self.stacked.items()})
@@ -87,7 +86,7 @@ class Gang:
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Last hidden states [rows, length, d]. Padding is on the right, where a causal model never looks: no mask."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainers[0].args.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
     def answers(self, labels: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
