@@ -1,9 +1,10 @@
 """Which learning rate, and why: analyse W&B sweeps, or an output directory without a network.
 
     python -m analysis ENTITY/PROJECT/SWEEP [SWEEP ...] [--output outputs/learning_rate_exploration]
-    python -m analysis outputs/learning_rate_exploration
+    python -m analysis outputs/learning_rate_exploration [--refine]
 
-Writes README.md, the figures, all_results.json and, from a sweep, lr_*/run_data.json. Several sweeps are merged.
+Writes README.md, the figures, all_results.json, sweeps/*.yaml and, from a sweep, lr_*/run_data.json. Several sweeps are
+merged into one report: analyse a sweep and its refinement together.
 """
 
 import argparse
