@@ -1,7 +1,7 @@
 """The next point of a sweep, from its configuration and the points that its runs already have.
 
-Grid and random are ours; bayes and hyperband are those of W&B's `sweeps` package, which is imported only for them. It is no
-requirement of the project, because it asks for numpy < 2, which other requirements exclude; it works with numpy 2.
+Grid and random are ours; bayes and hyperband are those of W&B's package `sweeps`, imported only for them. It is no
+requirement of the project, because it asks for numpy < 2, which others exclude; it works with numpy 2.
 """
 
 import itertools

@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from local_wandb import sweeps
@@ -53,6 +53,7 @@ def test_grid_is_that_of_the_sweeps_package(parameters):
         return run and run.config
 
     ordered = {"method": "grid", "parameters": sorted_keys(parameters)}  # the package sorts names, we keep their order
+    assume(sweeps.expected(ordered) <= 30)  # the package's time grows with the square
     ours = walk(ordered, lambda config, points: sweeps.next_point(config, points, []))
     assert ours == walk(ordered, reference)
     assert len(ours) == sweeps.expected(ordered)
@@ -127,5 +128,5 @@ def test_a_wrong_configuration_is_refused_by_name(config, message):
 def test_bayes_without_its_package_is_one_clear_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sweeps", None)
     config = {"method": "bayes", "metric": {"name": "loss"}, "parameters": {"x": {"min": 0.0, "max": 1.0}}}
-    with pytest.raises(ValueError, match="bayes needs the package `sweeps`, which exists for Python"):
+    with pytest.raises(ValueError, match=r"bayes needs W&B's package sweeps .*: pip install .*sweeps=="):
         sweeps.check(config)
