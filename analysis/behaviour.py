@@ -187,8 +187,9 @@ def harmed(e: Evidence) -> Verdict | None:
     if loss is None or base is None or loss < base:
         return None
     series = e.run["eval/loss"]
-    worse = ~(series.value < base)
+    worse = ~(series.value <= base)  # equal is not yet worse: a warm-up's first rate is 0
     start = len(worse) - int(np.argmin(worse[::-1])) if not worse.all() else min(1, len(worse) - 1)
+    start = min(start, len(worse) - 1)
     step = int(series.step[start])
     return Verdict("diverged", step, loss, f"final eval loss {loss:.3f} ≥ untrained {base:.3f}, so from step {step} on")
 

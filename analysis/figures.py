@@ -270,7 +270,7 @@ def gradient_norm(axes: Axes, study: Study) -> None:
             for rate, found in shares.items()
             if any(s is not None for s in found)
         }
-        if len(clipped) <= 6:
+        if len(clipped) <= 4:  # more do not fit: the table has them
             axes.text(0, 1.015, "clipped steps:", transform=axes.transAxes, fontsize=8.5, va="bottom")
             for i, (rate, share) in enumerate(clipped.items()):
                 x = 0.29 + 0.71 * i / max(len(clipped), 4)

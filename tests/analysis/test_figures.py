@@ -26,6 +26,7 @@ NINE = {
 CASES = {
     "4 rates x 1 seed": (simulate.SEED_RATES, 1),
     "4 rates x 3 seeds": (simulate.SEED_RATES, 3),
+    "6 rates x 1 seed": (simulate.SEED_RATES | {3e-2: "harmed", 3e-1: "exploding"}, 1),
     "9 rates x 2 seeds": (NINE, 2),
     "2 rates": ({2e-4: "good", 2.2e-4: "good"}, 1),
     "1 rate": ({2e-4: "good"}, 1),
