@@ -2,8 +2,9 @@
 
     python experiment.py
 
-Creates the sweep from sweep.yaml, runs W&B's own agent until the grid is done (one agent per visible GPU, one on a
-CPU) and writes the report. Without --server cloud everything stays on this machine, in outputs/local_wandb.
+Creates the sweep from sweep.yaml, runs one agent per visible GPU (one on a CPU) until the grid is done and writes the
+report. The agent is the gang, which trains several configurations at once, or with --one-by-one W&B's own. Without
+--server cloud everything stays on this machine, in outputs/local_wandb.
 """
 
 import argparse
@@ -81,17 +82,16 @@ def create_sweep(path: Path) -> str:
 
 
 @contextmanager
-def agents(sweep: str, output: Path) -> Iterator[list[subprocess.Popen]]:
-    """One `wandb agent` per visible GPU, one on a CPU, each writing to `output`/agent-N.log."""
+def agents(sweep: str, output: Path, command: list[str]) -> Iterator[list[subprocess.Popen]]:
+    """One agent per visible GPU, one on a CPU, each writing to `output`/agent-N.log."""
     processes = []
-    for index in range(max(1, torch.cuda.device_count())):
+    for index in range(devices()):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         device = visible[index] if index < len(visible) and visible[index] else str(index)
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if torch.cuda.is_available() else {})
         with open(output / f"agent-{index}.log", "w") as log:
-            command = [*WANDB, "agent", "--forward-signals", sweep]
             process = subprocess.Popen(
-                command,
+                [*command, sweep],
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -106,6 +106,10 @@ def agents(sweep: str, output: Path) -> Iterator[list[subprocess.Popen]]:
             process.terminate()  # with --forward-signals the agent lets its run finish its upload first
         for process in processes:
             process.wait()
+
+
+def devices() -> int:
+    return max(1, torch.cuda.device_count())
 
 
 def duration(seconds: float) -> str:
@@ -143,10 +147,14 @@ def watch(sweep: str, total: int | None, processes: list[subprocess.Popen]) -> N
     print(f"\nthe agents ended after {duration(time.monotonic() - start)}")
 
 
-def errors(output: Path) -> list[str]:
-    """The one-line messages with which train.py refused its input, without repeats."""
-    logs = "".join(path.read_text(errors="replace") for path in output.glob("agent-*.log"))
-    return list(dict.fromkeys(re.findall(r"^.*?(train\.py: .*)$", logs, re.MULTILINE)))
+def errors(output: Path, processes: list[subprocess.Popen]) -> list[str]:
+    """The one-line messages with which train.py or the gang refused its input, without repeats."""
+    messages = []
+    for index, process in enumerate(processes):
+        log = (output / f"agent-{index}.log").read_text(errors="replace")
+        messages += re.findall(r"^.*?(train\.py: .*)$", log, re.MULTILINE)
+        messages += re.findall(r"^gang: .*$", log, re.MULTILINE)[-1:] if process.returncode == 2 else []
+    return list(dict.fromkeys(messages))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -159,9 +167,16 @@ def run(options: argparse.Namespace) -> int:
         subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
     sweep = create_sweep(options.sweep)
     print(f"sweep: {sweep} (others may join: wandb agent {sweep})", flush=True)
-    with agents(sweep, options.output) as processes:
-        watch(sweep, grid_size(sweep_config), processes)
-    refused = errors(options.output)
+    total = grid_size(sweep_config)
+    if options.one_by_one or (total is not None and total <= devices()):
+        command = [*WANDB, "agent", "--forward-signals"]
+        print("one run at a time on each device (wandb agent)", flush=True)
+    else:
+        command = [sys.executable, "-m", "gang"]
+        print("several runs at once on each device (python -m gang; --one-by-one for wandb agent)", flush=True)
+    with agents(sweep, options.output, command) as processes:
+        watch(sweep, total, processes)
+    refused = errors(options.output, processes)
     for message in refused:
         print(message, file=sys.stderr)
     code = subprocess.run([sys.executable, "-m", "analysis", sweep, "--output", str(options.output)]).returncode
