@@ -1,14 +1,18 @@
 """How many configurations to train at once: from a step's time a + b·N, the memory of each, and the grid's points."""
 
+import gc
 import math
+import re
 import resource
 import time
+from pathlib import Path
 
 import torch
 
 from gang.step import Gang, free_memory
 
 LIMIT = 64  # configurations at once where the sweep has no end
+PROCESS = Path("/proc/self")
 STEPS = {"cuda": 5}  # per measurement, of which the fastest counts; on a CPU one takes seconds and says enough
 
 
@@ -42,29 +46,39 @@ def measure(trainer) -> tuple[list[float], int]:
         trainer.data_collator([{k: x[k] for k in ("input_ids", "labels")} for x in longest])
     )
     items = (batch["labels"][:, 1:] != -100).sum()
-    seconds, used = [], []
+    device, seconds, used = trainer.model.device, [], []
     for n in (1, 2):
+        reset_peak_memory(device)
         gang = Gang([trainer] * n)
         times = []
-        for _ in range(STEPS.get(gang.device.type, 1)):
+        for _ in range(STEPS.get(device.type, 1)):
             start = time.perf_counter()
             float(gang.train([batch] * n, [items] * n, [0.0] * n, update=True).sum())
             times.append(time.perf_counter() - start)
         seconds.append(min(times))
-        used.append(peak_memory(gang.device))
+        used.append(peak_memory(device))
         gang.take_off()
         for p, value in zip(weights, before, strict=True):
             p.data = value.clone()
-    each = max(used[1] - used[0], 1)
-    device = trainer.model.device
+        state = 4 * gang.stack.values[0].nbytes  # weights, gradients and two moments: each needs that at least
+        del gang
+    reset_peak_memory(device)
+    return seconds, 1 + int(0.9 * free_memory(device) / max(used[1] - used[0], state))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    return seconds, 1 + int(0.9 * free_memory(device) / each)
+    elif PROCESS.exists():
+        (PROCESS / "clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes, the most so far."""
+    """Bytes, the most since the reset (where there is no /proc, the most ever)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
+    if PROCESS.exists():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", (PROCESS / "status").read_text())[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 import train
 from gang.__main__ import Sweep, difference
 from gang.members import Conductor, Member
-from gang.size import best_size
+from gang.size import best_size, measure
+from gang.step import Gang
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--config", "recipes/starter.yaml", "--per_device_train_batch_size", "2"]
@@ -136,6 +137,44 @@ def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
     fine, broken = gang(tmp_path, {"learning_rate": 1e-3}, {"learning_rate": 1e-3, "seed": 1})
     assert fine.error is None and fine.trainer.state.global_step == 4
     assert str(broken.error) == "the W&B run is gone"
+
+
+def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
+    """Static shapes, dequantising in each pass, recomputing, and falling back where no CUDA graph can be captured."""
+    data, training, base = train.parse(flags(tmp_path, "--report_to", "none"))
+    trainer = train.Trainer(
+        base, training, *(train.load_split(data, s) for s in (data.dataset_train_split, "test[:8]"))
+    )
+    weights = [p for layer in trainer.lora_layers.values() for p in layer.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in weights]
+    iterator = iter(trainer.get_train_dataloader())
+    batches = [next(iterator) for _ in range(3)]
+    items = [(batch["labels"][:, 1:] != -100).sum() for batch in batches]
+
+    def losses(graphs=None, **options):
+        gang = Gang([trainer] * 2, **options)
+        gang.graphs = graphs or {}
+        result = [gang.train([b] * 2, [n] * 2, [1e-3, 5e-3], True) for b, n in zip(batches, items, strict=True)]
+        scores, _ = gang.score(batches[0])
+        gang.take_off()
+        for p, value in zip(weights, before, strict=True):
+            p.data = value.clone()
+        return torch.cat([torch.stack(result).flatten(), scores.flatten()])
+
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    expected = losses()
+    torch.testing.assert_close(losses(static=True), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(losses(keep=False), expected)
+    assert torch.equal(losses(graphs={True: refuse}), expected)
+    assert "eager steps instead (operation not permitted" in capsys.readouterr().out
+    trainer.model.train()
+    trainer.model.gradient_checkpointing_enable()
+    assert torch.equal(losses(), expected)
+    seconds, fits = measure(trainer)
+    assert len(seconds) == 2 and fits > 1
+    assert all(torch.equal(*pair) for pair in zip(weights, before, strict=True))
 
 
 def test_padded_ranks_stay_zero_and_adamw_is_torchs(tmp_path):
