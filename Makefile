@@ -9,7 +9,7 @@ experiment: .venv/installed starter/data/test.jsonl
 test: .venv/installed-tests starter/data/test.jsonl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .venv/installed: requirements.txt
 	test -d .venv || $(PYTHON) -m venv .venv
