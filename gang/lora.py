@@ -66,7 +66,7 @@ class AdaptedProduct(torch.autograd.Function):
         layer = ctx.layer
         gradient = gradient.to(x.dtype)
         z_gradient = products(gradient, b.mT).mul_(layer.scaling)
-        layer.b_gradient.add_(gradient.mT @ z)
+        layer.b_gradient.add_((z.mT @ gradient).mT)
         layer.a_gradient.add_(z_gradient.mT @ x)
         if not ctx.needs_input_grad[0]:
             return None, None, None
