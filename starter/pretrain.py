@@ -113,8 +113,8 @@ pipeline_tag: text-generation
 ---
 # The starter's base model
 
-A {parameters:,}-parameter Llama ({num_hidden_layers} layers of {hidden_size}, vocabulary {vocab_size:,}, context
-{context}) that this project pretrained itself, so that the experiment runs where nothing can be downloaded. It
+A {parameters:,}-parameter Llama ({num_hidden_layers} layers of {hidden_size}, vocabulary {vocab_size:,}, context {context}) that this project
+pretrained itself, so that the experiment runs where nothing can be downloaded. It
 completes Python; it knows nothing else, and it is no use outside this experiment.
 
 | | |
@@ -141,7 +141,8 @@ def hardware() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return f"{torch.get_num_threads()} cores of {names[0] if names else platform.processor()}"
+    threads = torch.get_num_threads()
+    return f"{threads} core{'s' * (threads > 1)} of {names[0] if names else platform.processor()}"
 
 
 def main() -> None:
