@@ -113,15 +113,15 @@ pipeline_tag: text-generation
 ---
 # The starter's base model
 
-A {parameters:,}-parameter Llama ({num_hidden_layers} layers of {hidden_size}, vocabulary {vocab_size:,}, context {context}) that this project
-pretrained itself, so that the experiment runs where nothing can be downloaded. It
-completes Python; it knows nothing else, and it is no use outside this experiment.
+A {parameters:,}-parameter Llama ({num_hidden_layers} layers of {hidden_size}, vocabulary {vocab_size:,}) that this
+project pretrained itself, so that the experiment runs where nothing can be downloaded. It completes Python; it knows
+nothing else, and it is no use outside this experiment.
 
 | | |
 |---|---|
 | corpus | {files:,} Python files ({megabytes:.0f} MB) of {packages} installed packages, standard library left out |
 | held out | the packages {held_out} |
-| trained on | {tokens:,} tokens in {steps:,} steps of {batch_size} x {context} ({epochs:.2f} epochs) |
+| trained on | {tokens:,} tokens in {steps:,} steps of {batch_size} × {context} ({epochs:.2f} epochs) |
 | time, hardware | {minutes:g} minutes on {hardware}, torch {torch} |
 | train loss | {train_loss:.3f} nats per token, mean of the last 50 steps |
 | held-out loss | **{nats_per_token:.3f} nats per token, {nats_per_byte:.3f} per byte** ({bits_per_byte:.3f} bits) |
