@@ -21,10 +21,11 @@ from pathlib import Path
 import wandb
 from wandb.apis.public import sweeps
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+from wandb.sdk.sweeps import SweepNotFoundError
 
-from gang.members import Conductor, Member
+from gang.members import Conductor, Member, unfit
 from gang.size import best_size, measure
-from train import InputError, first_line
+from train import InputError, first_line, parse
 
 HEARTBEAT_SECONDS = 5  # as wandb agent
 DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha"}
@@ -48,7 +49,7 @@ class Sweep:
         try:
             self.api = wandb.Api()
             self.place = {"entity": entity, "project": project, "sweep_id": self.id}
-            self.path, self.command = path, self.api.sweep(path).config.get("command")
+            self.path, self.config = path, self.api.sweep(path).config
         except (wandb.Error, ValueError) as error:
             raise InputError(f"{path}: {first_line(error)}") from error
         self.lock = threading.Lock()
@@ -59,7 +60,10 @@ class Sweep:
     def heartbeat(self, agent: Agent) -> list[dict]:
         alive = {agent.run_id: True} if agent.run_id else {}
         with self.lock:
-            return sweeps._agent_heartbeat(self.api, agent.id, {}, alive)
+            try:
+                return sweeps._agent_heartbeat(self.api, agent.id, {}, alive)
+            except SweepNotFoundError:  # deleted: what runs may finish
+                return [{"type": "exit"}]
 
     def left(self) -> float:
         """The points that nobody has claimed, and this process's one; infinite for a sweep without an end."""
@@ -79,20 +83,30 @@ class Sweep:
 
     def arguments(self, point: dict) -> list[str]:
         """The flags with which `wandb agent` would call train.py."""
-        words = create_sweep_command(list(self.command or ["${program}", "${args}"]))
-        forms = create_sweep_command_args({"args": point})
-        words = [part for word in words for part in forms.get(str(word)[2:-1], [str(word)])]
-        start = next((i for i, word in enumerate(words) if word == "${program}" or Path(word).name == "train.py"), None)
-        if start is None:
-            raise InputError(f"sweep {self.id}: its command does not run train.py; use wandb agent")
-        return words[start + 1 :]
+        words = create_sweep_command(list(self.config.get("command") or ["${program}", "${args}"]))
+        macros = create_sweep_command_args({"args": point}) | {"program": [self.config.get("program", "")]}
+        words = [part for word in words for part in macros.get(str(word)[2:-1], [str(word)])]
+        for index, word in enumerate(words):
+            if Path(word).name == "train.py":
+                return words[index + 1 :]
+        raise InputError(f"sweep {self.id}: its command does not run train.py; use wandb agent")
+
+    def check(self) -> None:
+        """Raise InputError, before anything is claimed, if no gang can train the sweep's recipe."""
+        first = {
+            key: {"value": (spec.get("values") or [spec.get("value", spec.get("min"))])[0]}
+            for key, spec in self.config["parameters"].items()
+        }
+        if reason := unfit(parse(self.arguments(first))):
+            raise InputError(f"{reason}; use wandb agent")
 
 
 def difference(first: dict, other: dict) -> str | None:
     """What keeps a point of the sweep out of the first one's gang, as "key: value, not value"."""
     for key, entry in other.items():
-        if key not in DIFFER and entry["value"] != first[key]["value"]:
-            return f"{key}: {entry['value']}, not {first[key]['value']}"
+        expected = first.get(key, {}).get("value")
+        if key not in DIFFER and entry["value"] != expected:
+            return f"{key}: {entry['value']}, not {expected}"
     return None
 
 
@@ -100,6 +114,7 @@ class Gang:
     """The agents of one process, and what each has claimed."""
 
     def __init__(self, sweep: Sweep, size: int | None):
+        sweep.check()
         self.sweep, self.size = sweep, size
         self.agents = sweep.agents(size or 1)
         self.conductor, self.fixed = Conductor(sweep.id), None
@@ -184,6 +199,8 @@ class Gang:
 
 
 def size(text: str) -> int | None:
+    if text != "auto" and int(text) < 1:
+        raise ValueError
     return None if text == "auto" else int(text)
 
 

@@ -5,20 +5,20 @@ import torch
 from torch import Tensor, nn
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., in] times weight [out, in] transposed.
+def onednn(x: Tensor) -> bool:
+    """Whether to call oneDNN by name: PyTorch's own choice for float32 on a CPU is MKL, which leaves the wide vector
+    units of AMD's processors unused (docs/performance.md has the figures)."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
-    On a CPU in float32 oneDNN is called by name: PyTorch's own choice, MKL, leaves the wide vector units of AMD's
-    processors unused (docs/performance.md has the figures).
-    """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return x @ weight.mT
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in] times weight [out, in] transposed."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "") if onednn(x) else x @ weight.mT
 
 
 def products(x: Tensor, weights: Tensor) -> Tensor:
     """x [N, rows, in] times each member's weights [N, out, in] transposed."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if onednn(x):
         return torch.stack([product(*pair) for pair in zip(x, weights, strict=True)])
     return x @ weights.mT
 

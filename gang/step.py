@@ -43,7 +43,7 @@ class Gang:
             name: StackedLoRA(layer.get_base_layer(), self.dtype, keep) for name, layer in first.lora_layers.items()
         }
         self.stack = Stack([dict(trainer.lora_layers) for trainer in trainers], self.stacked, first.args)
-        # B is zero, so until the first update every member is the base model.
+        # B is zero, so until the first update every member is the base model, and one evaluation serves all.
         self.untrained = all(not b.any() for _, _, b in self.stack.windows(self.stack.values))
         self.wear(self.stacked)
         self.static = self.device.type == "cuda" if static is None else static
@@ -122,10 +122,10 @@ class Gang:
         share of right tokens, tokens, and the gradient's norm before clipping (0 without `update`)."""
         ids, labels = self.together(batches)
         items = torch.stack([torch.as_tensor(n, device=self.device, dtype=torch.float32) for n in items])
+        self.untrained &= not (update and any(rates))  # a warm-up's first rate is 0
         rates = torch.tensor(rates).to(self.device, non_blocking=True)
         if not self.model.training:
             self.model.train()
-        self.untrained &= not update
         if self.graphs:
             try:
                 return self.graphs[update](ids, labels, items, rates)

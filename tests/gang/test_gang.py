@@ -266,11 +266,16 @@ def everything(run) -> dict:
 
 def test_a_gang_run_cannot_be_told_from_one_of_train_py(server, tmp_path, api, monkeypatch):
     monkeypatch.chdir(ROOT)
-    paths = {}
-    for kind, command in (("gang", [sys.executable, "-m", "gang"]), ("plain", ["wandb", "agent", "--count", "1"])):
-        paths[kind] = sweep(server, tmp_path, f"contract-{kind}")
-        done = server.run(*command, paths[kind], cwd=ROOT, env={"WANDB_DIR": str(tmp_path)}, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+    commands = {"gang": [sys.executable, "-m", "gang"], "plain": ["wandb", "agent", "--count", "1"]}
+    paths = {kind: sweep(server, tmp_path, f"contract-{kind}") for kind in commands}
+    environment = server.env | {"WANDB_DIR": str(tmp_path)}
+    both = [
+        subprocess.Popen([*commands[kind], path], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        for kind, path in paths.items()
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-3000:]
     runs = {kind: list(api.sweep(path).runs) for kind, path in paths.items()}
     assert [run.config["gang_size"] for run in runs["gang"]] == [2, 2]
     mine, plain = runs["gang"][0], runs["plain"][0]
@@ -314,9 +319,10 @@ def test_sigterm_sends_the_rest_and_exits_143(server, tmp_path, api):
 
 def test_the_sweeps_command_gives_the_flags_of_train_py():
     sweep = object.__new__(Sweep)
-    sweep.id, sweep.command = "s", ["${env}", "python", "${program}", "--config", "r.yaml", "${args}"]
+    command = ["${env}", "python", "${program}", "--config", "r.yaml", "${args}"]
+    sweep.id, sweep.config = "s", {"program": "train.py", "command": command}
     point = {"learning_rate": {"value": 1e-3}, "seed": {"value": 2}}
     assert sweep.arguments(point) == ["--config", "r.yaml", "--learning_rate=0.001", "--seed=2"]
-    sweep.command = ["python", "other.py", "${args}"]
+    sweep.config["program"] = "other.py"
     with pytest.raises(train.InputError, match="does not run train"):
         sweep.arguments(point)
