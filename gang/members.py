@@ -51,7 +51,11 @@ class Trainer(train.Trainer):
 
     def __init__(self, member: "Member", *arguments):
         self.member = member
-        super().__init__(*arguments, model=member.conductor.model)
+        shared = member.conductor.model
+        forward = shared and shared.forward
+        super().__init__(*arguments, model=shared)
+        if shared:
+            shared.forward = forward  # SFTTrainer wraps it for a loss of its own, and once is enough
         member.trainer, member.conductor.model = self, self.model.get_base_model()
         self.token_flops = super().floating_point_ops({"input_ids": torch.zeros(1, 1)})
         self.accelerator.backward = lambda loss, **_: None  # the gang has done it
