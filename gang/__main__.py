@@ -224,6 +224,8 @@ def main() -> int:
     except InputError as error:
         print(f"gang: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -15,7 +15,7 @@ import numpy
 import torch
 import wandb
 from peft.tuners.lora import LoraLayer
-from transformers import PrinterCallback, ProgressCallback
+from transformers import AutoConfig, PrinterCallback, ProgressCallback
 from transformers.integrations import WandbCallback
 
 import train
@@ -36,6 +36,16 @@ ONLY = {
     "lora_modules_to_save": (None,),
     "lora_target_parameters": (None,),
 }
+# A model with one of these scales or caps its logits, or adds a loss for the router of its experts.
+OTHER_HEADS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+    "num_experts",
+    "num_local_experts",
+)
 
 
 def unfit(configuration: tuple) -> str | None:
@@ -43,6 +53,12 @@ def unfit(configuration: tuple) -> str | None:
     for key, value in ((key, value) for part in configuration for key, value in vars(part).items()):
         if key in ONLY and value not in ONLY[key]:
             return f"{key}: {value}; a gang has only {' and '.join(map(str, ONLY[key]))}"
+    base = configuration[2]
+    train.check_model(base)
+    model = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision).get_text_config()
+    for key in OTHER_HEADS:
+        if getattr(model, key, None) not in (None, 1.0):
+            return f"{base.model_name_or_path} has {key}: {getattr(model, key)}, which a gang does not compute"
     return None
 
 

@@ -80,9 +80,11 @@ class Gang:
         windows = {name: layer.a for name, layer in self.stacked.items()}
         for layer in self.stacked.values():
             layer.a = None
-        yield
-        for name, layer in self.stacked.items():
-            layer.a = windows[name]
+        try:
+            yield
+        finally:
+            for name, layer in self.stacked.items():
+                layer.a = windows[name]
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Last hidden states [rows, length, d]. Padding is on the right, where a causal model never looks: no mask."""
