@@ -11,8 +11,10 @@ import argparse
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +24,13 @@ import torch
 import yaml
 
 from analysis import pull
-from analysis.runs import InputError
+from analysis.files import InputError
 
 LOCAL_DATA = Path("outputs/local_wandb")
 STARTER_DATA = Path("starter/data/test.jsonl")
-POLL_SECONDS, LINE_SECONDS = 3, 15  # how often the state is read; how often a log that is no terminal gets a line
+POLL_SECONDS = {"local": 3, "cloud": 15}  # how often the runs' state is read; W&B's cloud limits requests
+LINE_SECONDS = 15  # how often a log that is no terminal gets a line
+END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
 WANDB = [sys.executable, "-m", "wandb"]
 
 
@@ -34,22 +38,27 @@ def read_sweep(path: Path) -> dict:
     """The sweep's configuration; InputError if it cannot be read or a number in it is a string."""
     try:
         sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"--sweep {path}: {' '.join(str(error).split())}") from error
     if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
         raise InputError(f"--sweep {path}: no parameters; see sweep.yaml for the form")
     for name, parameter in sweep["parameters"].items():
-        for value in parameter.get("values", []):
-            if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", value, re.IGNORECASE):
+        values = parameter.get("values", [parameter.get("value")]) if isinstance(parameter, dict) else None
+        if not isinstance(values, list) or not values:
+            raise InputError(f"{path}: {name}: write `values: [...]` or `value: ...`, as in sweep.yaml")
+        for value in (*values, parameter.get("min"), parameter.get("max")):
+            if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
                 raise InputError(f"{path}: {name}: {value} is a string to YAML; write {float(value):.1e}")
     return sweep
 
 
 def grid_size(sweep: dict) -> int | None:
     """The number of points of a grid, None where the sweep has no end of its own."""
+    cap = sweep.get("run_cap")
     if sweep.get("method") != "grid":
-        return sweep.get("run_cap")
-    return math.prod(len(parameter.get("values", [None])) for parameter in sweep["parameters"].values())
+        return cap
+    points = math.prod(len(parameter.get("values", [None])) for parameter in sweep["parameters"].values())
+    return min(points, cap or points)
 
 
 @contextmanager
@@ -70,10 +79,11 @@ def local_server() -> Iterator[dict[str, str]]:
         process.wait()
 
 
-def create_sweep(path: Path) -> str:
+def create_sweep(path: Path, sweep: dict) -> str:
     """`wandb sweep FILE`; returns ENTITY/PROJECT/SWEEP."""
-    project = [] if "project" in read_sweep(path) else ["--project", "learning-rate-exploration"]
-    result = subprocess.run([*WANDB, "sweep", *project, str(path)], capture_output=True, text=True)
+    project = [] if "project" in sweep else ["--project", "learning-rate-exploration"]
+    command = [*WANDB, "sweep", *project, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     found = re.search(r"wandb agent (\S+/\S+/\S+)", result.stdout + result.stderr)
     if result.returncode or not found:
         lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
@@ -84,28 +94,32 @@ def create_sweep(path: Path) -> str:
 @contextmanager
 def agents(sweep: str, output: Path, command: list[str]) -> Iterator[list[subprocess.Popen]]:
     """One agent per visible GPU, one on a CPU, each writing to `output`/agent-N.log."""
-    processes = []
-    for index in range(devices()):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        device = visible[index] if index < len(visible) and visible[index] else str(index)
-        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if torch.cuda.is_available() else {})
-        with open(output / f"agent-{index}.log", "w") as log:
-            process = subprocess.Popen(
-                [*command, sweep],
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        processes.append(process)
+    processes: list[subprocess.Popen] = []
     try:
+        for index in range(devices()):
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            device = visible[index] if index < len(visible) and visible[index] else str(index)
+            environment = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if torch.cuda.is_available() else {})
+            with open(output / f"agent-{index}.log", "w") as log:
+                process = subprocess.Popen(
+                    [*command, sweep],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            processes.append(process)
         yield processes
     finally:
         for process in processes:
-            process.terminate()  # with --forward-signals the agent lets its run finish its upload first
+            process.terminate()  # both kinds of agent let their runs finish the upload first
         for process in processes:
-            process.wait()
+            try:
+                process.wait(END_SECONDS)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def devices() -> int:
@@ -116,33 +130,30 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
-def watch(sweep: str, total: int | None, processes: list[subprocess.Popen]) -> None:
+def watch(sweep: str, total: int | None, processes: list[subprocess.Popen], poll_seconds: float) -> None:
     """Print which run of how many, its step, loss and an estimate of the time left, until the agents end."""
     api = pull.connect()
-    entity, project, sweep_id = sweep.split("/")
     start, printed, seen = time.monotonic(), 0.0, -1
     while any(process.poll() is None for process in processes):
-        time.sleep(POLL_SECONDS)
-        api.flush()  # it would answer from its cache
-        runs = list(api.runs(f"{entity}/{project}", {"sweep": sweep_id}, per_page=200, lazy=False))
-        ended = [run for run in runs if run.state not in ("running", "pending")]
-        done, parts = float(len(ended)), []
-        for run in runs:
-            step, steps = run.summary.get("train/global_step"), run.config.get("max_steps")
-            if run.state != "running" or step is None or not steps:
-                continue
-            done += step / steps
-            loss = run.summary.get("train/loss")
-            parts.append(f"{run.name}: step {step:.0f} of {steps}" + (f", loss {loss:.3f}" if loss is not None else ""))
+        time.sleep(poll_seconds)
+        runs = pull.states(api, sweep)
+        if runs is None:  # the server is busy or away; the runs go on, and so does the next question
+            continue
+        ended = sum(run["state"] not in ("running", "pending") for run in runs)
+        training = [run for run in runs if run["state"] == "running" and run["step"] is not None and run["steps"]]
+        done = ended + sum(run["step"] / run["steps"] for run in training)
         elapsed = time.monotonic() - start
-        left = [f"about {duration(elapsed * (total - done) / done)} left"] if total and done > 0.02 else []
-        line = " · ".join(
-            [f"run {min(len(ended) + 1, total or len(runs))} of {total or '?'}", *(parts or ["starting"]), *left]
-        )
+        parts = [f"run {min(ended + 1, total or len(runs))} of {total or '?'}"]
+        for run in training:
+            loss = "" if run["loss"] is None else f", loss {run['loss']:.3f}"
+            parts.append(f"{run['name']}: step {run['step']:.0f} of {run['steps']:.0f}{loss}")
+        if total and done > 0.02:
+            parts.append(f"about {duration(elapsed * (total - done) / done)} left")
+        line = " · ".join(parts if training else [*parts, "starting"])
         if sys.stdout.isatty():
             print("\r\033[K" + line, end="", flush=True)
-        elif time.monotonic() - printed > LINE_SECONDS or len(ended) > seen:
-            printed, seen = time.monotonic(), len(ended)
+        elif time.monotonic() - printed > LINE_SECONDS or ended > seen:
+            printed, seen = time.monotonic(), ended
             print(line, flush=True)
     print(f"\nthe agents ended after {duration(time.monotonic() - start)}")
 
@@ -158,16 +169,17 @@ def errors(output: Path, processes: list[subprocess.Popen]) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> int:
-    sweep_config = read_sweep(options.sweep)
+    config = read_sweep(options.sweep)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.output).close()
     except OSError as error:
         raise InputError(f"--output {options.output}: {error.strerror}; choose a writable directory") from error
     if not STARTER_DATA.exists():
         subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
-    sweep = create_sweep(options.sweep)
+    sweep = create_sweep(options.sweep, config)
     print(f"sweep: {sweep} (others may join: wandb agent {sweep})", flush=True)
-    total = grid_size(sweep_config)
+    total = grid_size(config)
     if options.one_by_one or (total is not None and total <= devices()):
         command = [*WANDB, "agent", "--forward-signals"]
         print("one run at a time on each device (wandb agent)", flush=True)
@@ -175,14 +187,18 @@ def run(options: argparse.Namespace) -> int:
         command = [sys.executable, "-m", "gang"]
         print("several runs at once on each device (python -m gang; --one-by-one for wandb agent)", flush=True)
     with agents(sweep, options.output, command) as processes:
-        watch(sweep, total, processes)
+        watch(sweep, total, processes, POLL_SECONDS[options.server])
     refused = errors(options.output, processes)
     for message in refused:
         print(message, file=sys.stderr)
+    failed = [index for index, process in enumerate(processes) if process.returncode and not refused]
+    for index in failed:
+        log = options.output / f"agent-{index}.log"
+        print(f"agent {index} ended with exit code {processes[index].returncode}: see {log}", file=sys.stderr)
     code = subprocess.run([sys.executable, "-m", "analysis", sweep, "--output", str(options.output)]).returncode
     if options.server == "local":
         print(f"to compare the runs again: python -m local_wandb --data {LOCAL_DATA}")
-    return code or (2 if refused else 0)
+    return code or (2 if refused else 1 if failed else 0)
 
 
 def main() -> int:
@@ -193,11 +209,17 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=default, help="default: %(default)s")
     parser.add_argument("--one-by-one", action="store_true", help="plain agents, one run at a time on each device")
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(143))  # as an exception, so that agents and server are ended too
     # The sweep's command starts `python`: let it be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
         if options.server == "cloud":
+            if os.environ.get("WANDB_MODE", "online") != "online":
+                raise InputError("WANDB_MODE: unset it; the report reads the runs from the server")
             return run(options)
+        for name in [name for name in os.environ if name.startswith("WANDB_") and not name.endswith("_DIR")]:
+            del os.environ[name]  # meant for another server
         with local_server() as variables:
             os.environ.update(variables)
             return run(options)
@@ -205,7 +227,7 @@ def main() -> int:
         print(f"experiment: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; finished runs are kept", file=sys.stderr)
+        print("\nstopped; what the runs logged is kept", file=sys.stderr)
         return 130
 
 

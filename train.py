@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -38,6 +39,18 @@ trl_utils._use_triton = lambda device: True
 ROW_FORMATS = ({"messages"}, {"prompt", "completion"}, {"text"})
 GENERATED_EXAMPLES, GENERATED_TOKENS = 5, 48
 PROJECT = "learning-rate-exploration"  # where neither a sweep nor WANDB_PROJECT names one
+# Settings without which the measurements would be wrong, and why.
+REQUIRED = {
+    "use_peft": (True, "the study is one of LoRA's learning rate"),
+    "logging_steps": (1, "an instability can be over within a few steps"),
+    "packing": (False, "the paired statistics need one row per example"),
+    "padding_free": (False, "the paired statistics need one row per example"),
+    "train_sampling_strategy": ("random", "batches of like lengths imitate an oscillation"),
+    "fp16": (False, "its loss scaling starts with an overflow, which looks like divergence; use bf16"),
+    "batch_eval_metrics": (False, "the evaluation needs all examples at once"),
+    "dataset_streaming": (False, "the data's fingerprint needs all rows"),
+    "trust_remote_code": (False, "a model's own code could do anything here"),
+}
 
 
 class InputError(Exception):
@@ -86,19 +99,19 @@ class TrainConfig(SFTConfig):
         default="float32",
         metadata={
             "choices": ["float32", "bfloat16"],
-            # TRL stores QLoRA adapters in bfloat16. Its 8 bits of mantissa round small updates away: at 1e-5 most of
+            # TRL stores QLoRA adapters in bfloat16. Its 8 significant bits round small updates away: at 1e-5 most of
             # A never moves, which looks like a rate that is too low.
             "help": "Storage of the adapter weights; bfloat16 reproduces TRL's own choice.",
         },
     )
 
     def __post_init__(self):
-        if self.bf16 is None and not self.fp16:
+        if self.bf16 is None:
             self.bf16 = gpu_has_bfloat16()
-        elif self.bf16 and not torch.cuda.is_available():
-            raise InputError("bf16: true needs a GPU, and none is visible; recipes/starter.yaml runs on a CPU")
-        if self.packing or self.padding_free:
-            raise InputError("packing and padding_free: use false, the paired statistics need one row per example")
+        elif self.bf16 and not gpu_has_bfloat16():
+            raise InputError(
+                "bf16: true needs a GPU with bfloat16, and none is visible; recipes/starter.yaml runs on a CPU"
+            )
         super().__post_init__()
 
 
@@ -115,7 +128,7 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
         recipe = Path(arguments[arguments.index("--config") + 1])
         try:
             content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"--config {recipe}: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise InputError(f"--config {recipe}: expected `key: value` lines, one per setting")
@@ -123,10 +136,19 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
             raise InputError(f"--config {recipe}: remove the block env, which would set environment variables")
         used += content
     for key in used:
+        if key == "config" and "--config" not in arguments:
+            raise InputError("write --config RECIPE as two words; TRL's parser takes no --config=RECIPE")
         if key not in known | {"config"}:
             near = difflib.get_close_matches(key, known, 1)
             raise InputError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    data, training, base = parser.parse_args_and_config(arguments)
+    try:
+        data, training, base = parser.parse_args_and_config(arguments)
+    except ValueError as error:  # of TRL's and Hugging Face's own checks of the values
+        raise InputError(first_line(error)) from error
+    for key, (value, reason) in REQUIRED.items():
+        given = next((getattr(config, key) for config in (data, training, base) if hasattr(config, key)), value)
+        if given != value:
+            raise InputError(f"{key}: {given} is not possible here, use {str(value).lower()}: {reason}")
     if not base.model_name_or_path or not data.dataset_name:
         raise InputError("model_name_or_path and dataset_name are needed; a recipe sets them: --config RECIPE")
     return data, training, base
@@ -162,7 +184,7 @@ def first_line(error: Exception) -> str:
 def check_model(base: BaseConfig) -> None:
     """Raise InputError unless the model's configuration can be read."""
     try:
-        AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+        AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         hint = "give a local directory or a Hub name (and a network)"
         raise InputError(f"model_name_or_path {base.model_name_or_path!r}: {first_line(error)}; {hint}") from error
@@ -198,13 +220,9 @@ def evaluation_steps(max_steps: int) -> set[int]:
 
 def json_number(value: float) -> float | str:
     """A float, or what W&B's API writes for one that JSON lacks: "NaN", "Infinity", "-Infinity"."""
-    return (
-        round(value, 5)
-        if math.isfinite(value)
-        else "NaN"
-        if math.isnan(value)
-        else f"{value}".replace("inf", "Infinity")
-    )
+    if math.isfinite(value):
+        return round(value, 5)
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 class Trainer(SFTTrainer):
@@ -274,9 +292,11 @@ class Trainer(SFTTrainer):
         tokenizer = self.processing_class
         prompts, references = [], []
         for ids, labels in zip(self.generation_examples["input_ids"], self.generation_examples["labels"], strict=True):
-            start = next(i for i, label in enumerate(labels) if label != -100) or len(ids) // 2
+            answer = [i for i, label in enumerate(labels) if label != -100]
+            start = answer[0] or len(ids) // 2  # plain text is all answer: half of it is the prompt
+            end = next((i for i in range(start, len(ids)) if labels[i] == -100), len(ids))  # of the first answer
             prompts.append(ids[:start])
-            references.append(tokenizer.decode(ids[start:], skip_special_tokens=True))
+            references.append(tokenizer.decode(ids[start:end], skip_special_tokens=True))
         batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.model.device)
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -336,6 +356,8 @@ class Watch(TrainerCallback):
         self.step_start = time.monotonic()
 
     def on_step_end(self, args, state, control, **_):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # else the backward pass would run on outside the measured time
         self.seconds += time.monotonic() - self.step_start
         control.should_evaluate = state.global_step in self.evaluation_steps
 
@@ -384,7 +406,7 @@ def start_run(training: TrainConfig, data: DataConfig, base: BaseConfig, swept: 
             project=None if "WANDB_SWEEP_ID" in os.environ or "WANDB_PROJECT" in os.environ else PROJECT,
             name=" ".join(f"{key}={value}" for key, value in swept.items()),
             group=f"learning_rate={training.learning_rate}",
-            tags=[Path(base.model_name_or_path).name, Path(data.dataset_name).name],
+            tags=[Path(name).resolve().name[:64] for name in (base.model_name_or_path, data.dataset_name)],
             resume="allow",
             mode=None if PartialState().is_main_process else "disabled",
             **options,
@@ -407,23 +429,25 @@ def train(
     train_set = load_split(data, data.dataset_train_split)
     test_set = load_split(data, data.dataset_test_split)
     check_model(base)
+    if PartialState().num_processes == 1 and torch.cuda.device_count() > 1:
+        raise InputError("several GPUs are visible: set CUDA_VISIBLE_DEVICES to one, or start with accelerate launch")
     try:
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=training.output_dir).close()
     except OSError as error:
-        raise InputError(
-            f"output_dir {training.output_dir!r}: {error.strerror}; choose a writable directory"
-        ) from error
+        raise InputError(f"output_dir {training.output_dir}: {error.strerror}; choose a writable directory") from error
     with start_run(training, data, base, swept) as run:
         training.output_dir = str(Path(training.output_dir, run.id))
         trainer = make_trainer(base, training, train_set, test_set)
         watch = Watch(run)
         trainer.add_callback(watch)
-        run.config.update(describe(trainer, data, base) | {"data_fingerprint": fingerprint(train_set, test_set)})
+        described = describe(trainer, data, base) | {"data_fingerprint": fingerprint(train_set, test_set)}
+        run.config.update(described, allow_val_change=True)
         trainer.train()
-        trainer.save_model()
         save_with_run(run, "eval_nll.json", trainer.example_losses)
         if watch.diverged_at_step is None:
             save_with_run(run, "generations.json", trainer.generate_answers())
+        trainer.save_model()
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak_memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * kilobytes
         run.summary["first_batch_hash"] = trainer.first_batch_hash

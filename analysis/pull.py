@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import wandb
 
-from analysis.files import InputError, save, strict, to_json
+from analysis.files import InputError, number, save, strict, to_json
 from analysis.runs import learning_rate, rate_directory
 
 FILES = ("eval_nll.json", "generations.json")  # files of a run that the analysis reads
@@ -39,6 +39,26 @@ def connect() -> wandb.Api:
         return wandb.Api(timeout=30)
     except wandb.errors.Error as error:
         raise InputError(f"no access to {server}: {first_line(error)} (wandb login, or set WANDB_API_KEY)") from None
+
+
+def states(api: wandb.Api, sweep: str) -> list[dict] | None:
+    """Name, state, step, planned steps and loss of each run of ENTITY/PROJECT/SWEEP; None if there is no answer now."""
+    entity, project, sweep_id = sweep.split("/")
+    api.flush()  # it would answer from its cache
+    try:
+        runs = list(api.runs(f"{entity}/{project}", {"sweep": sweep_id}, per_page=200, lazy=False))
+    except (wandb.errors.Error, OSError, ValueError):
+        return None
+    return [
+        {
+            "name": run.name,
+            "state": run.state,
+            "step": number(run.summary.get("train/global_step")),
+            "steps": number(run.config.get("max_steps")),
+            "loss": number(run.summary.get("train/loss")),
+        }
+        for run in runs
+    ]
 
 
 def first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM
 
 import train
 
@@ -51,7 +52,19 @@ def test_evaluations_leave_the_trajectory_as_it_is(tmp_path):
     watched.add_callback(Evaluate())
     assert losses(plain) == losses(watched)
     assert [row["step"] for row in watched.state.log_history if "eval_loss" in row] == [0, 1, 2, 3]
-    assert not any(m.support_avx512bf16_for_cpu for m in watched.model.modules() if isinstance(m, bnb.nn.Linear4bit))
+
+
+def test_the_base_is_in_nf4_with_double_quantisation(tmp_path):
+    subject = trainer(tmp_path)
+    layers = [module for module in subject.model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert len(layers) == len(subject.lora_layers) == 7 * subject.model.config.num_hidden_layers
+    assert {(layer.weight.quant_type, layer.weight.quant_state.nested) for layer in layers} == {("nf4", True)}
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    stored = (
+        AutoModelForCausalLM.from_pretrained("starter/model", dtype=torch.float32).model.layers[0].mlp.up_proj.weight
+    )
+    name = "base_model.model.model.layers.0.mlp.up_proj"
+    assert subject.weight_squares[name] == pytest.approx(stored.square().sum().item(), rel=0.02)
 
 
 def test_adapters_start_equal_in_float32_and_b_at_zero(tmp_path):
@@ -112,7 +125,7 @@ def test_update_size_equals_that_of_the_full_matrix(seed, rank, layers):
 def test_evaluation_steps_are_dense_early_and_hold_both_ends(max_steps):
     steps = train.evaluation_steps(max_steps)
     assert {0, max_steps} <= steps <= set(range(max_steps + 1))
-    assert len(steps) == min(len(steps), 25)
+    assert len(steps) <= 25
     if max_steps >= 100:
         assert {round(share * max_steps) for share in (0.01, 0.02, 0.04, 0.08, 0.5, 0.95)} <= steps
 
@@ -149,7 +162,12 @@ def write(path: Path, text: str) -> str:
         (["--config", "{recipe with - 1}"], "expected `key: value`"),
         (["--config", "no-such-recipe.yaml"], "no-such-recipe.yaml: .*No such file"),
         (["--learning_rate", "1.0e-4"], "model_name_or_path and dataset_name are needed"),
-        ([*STARTER, "--packing", "true"], "packing"),
+        ([*STARTER, "--packing", "true"], "packing: True is not possible here, use false"),
+        ([*STARTER, "--fp16", "true"], "fp16: True is not possible here"),
+        ([*STARTER, "--logging_steps", "10"], "logging_steps: 10 is not possible here, use 1"),
+        ([*STARTER, "--trust_remote_code", "true"], "trust_remote_code"),
+        (["--config=recipes/starter.yaml"], "two words"),
+        ([*STARTER, "--load_in_8bit", "true"], "8 bit and 4 bit"),
         pytest.param(
             [*STARTER, "--bf16", "true"], "needs a GPU.*starter.yaml",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
@@ -170,8 +188,8 @@ def test_bad_arguments_are_named(arguments, message, tmp_path):
     [
         ('{"question": "a", "answer": "b"}\n', "train", "has columns question, answer; TRL needs messages"),
         ('{"text": "a"}\n', "train[:0]", "no data"),
-        ('{"text": "a"}\n', "test", "test"),
-        ('{"text": ', "train", "data.jsonl"),
+        ('{"text": "a"}\n', "test", 'Unknown split "test"'),
+        ('{"text": ', "train", "An error occurred while generating the dataset"),
         (None, "train", "give a local directory, a JSONL file or the name of a Hub data set"),
     ],
 )
