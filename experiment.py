@@ -185,6 +185,8 @@ def run(options: argparse.Namespace) -> int:
         print("one run at a time on each device (wandb agent)", flush=True)
     else:
         command = [sys.executable, "-m", "gang"]
+        if total and devices() > 1:  # one gang measures what pays; several must leave each other a share
+            command += ["--size", str(math.ceil(total / devices()))]
         print("several runs at once on each device (python -m gang; --one-by-one for wandb agent)", flush=True)
     with agents(sweep, options.output, command) as processes:
         watch(sweep, total, processes, POLL_SECONDS[options.server])

@@ -28,7 +28,7 @@ import yaml
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, EvalPrediction, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, EvalPrediction, TrainerCallback
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 from trl.trainer import utils as trl_utils
 
@@ -244,6 +244,7 @@ class Trainer(SFTTrainer):
             args=training,
             train_dataset=train,
             eval_dataset=test,
+            processing_class=AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision),
             compute_metrics=self.evaluation_metrics,
             quantization_config=None if model else get_quantization_config(base),
             peft_config=get_peft_config(base),

@@ -40,7 +40,9 @@ def why(r: dict) -> str:
         x["learning_rate"] for x in m["rows"] if r["planned_steps"] and number(x["a_steps"][0]) > r["planned_steps"]
     ]
     if frozen:
-        parts.append(f"At {labels(frozen)} A cannot move by its own size in {r['planned_steps']} steps: only B learns.")
+        parts.append(
+            f"At {labels(frozen)} A cannot move by its own size in {r['planned_steps']} steps: mostly B learns."
+        )
     config = next((x["config"] for x in r["runs"] if x["compared"]), {})
     trained, total = number(config.get("trainable_parameters")), number(config.get("all_parameters"))
     if trained and total:

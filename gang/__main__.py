@@ -9,6 +9,7 @@ to its own run. Configurations may differ in what `DIFFER` names; any other goes
 import argparse
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -88,6 +89,9 @@ class Sweep:
         words = [part for word in words for part in macros.get(str(word)[2:-1], [str(word)])]
         for index, word in enumerate(words):
             if Path(word).name == "train.py":
+                launcher = [word for word in words[:index] if not re.fullmatch(r"env|python[\d.]*", Path(word).name)]
+                if launcher:
+                    raise InputError(f"the sweep's command starts with {launcher[0]}; for that, use wandb agent")
                 return words[index + 1 :]
         raise InputError(f"sweep {self.id}: its command does not run train.py; use wandb agent")
 
