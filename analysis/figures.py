@@ -407,6 +407,8 @@ def best_so_far_figure(study: Study) -> Figure:
     table = np.full((len(curves), len(steps)), np.inf)
     for i, series in enumerate(curves.values()):
         table[i, np.isin(steps, series.step)] = series.value[series.step > 0]
+    apart = (table.max(0) > table.min(0)) | (len(curves) == 1)  # not so after a first step at rate 0: nobody leads
+    steps, table = steps[apart], table[:, apart]
     winners = [list(curves)[i] for i in table.argmin(0)]
     top.plot(steps, table.min(0), color="#444444", linewidth=1)
     for rate in dict.fromkeys(winners):

@@ -28,6 +28,7 @@ from gang.members import Conductor, Member, unfit
 from gang.size import best_size, measure
 from train import InputError, first_line, parse
 
+INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words that may stand before train.py
 HEARTBEAT_SECONDS = 5  # as wandb agent
 DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha"}
 
@@ -89,7 +90,7 @@ class Sweep:
         words = [part for word in words for part in macros.get(str(word)[2:-1], [str(word)])]
         for index, word in enumerate(words):
             if Path(word).name == "train.py":
-                launcher = [word for word in words[:index] if not re.fullmatch(r"env|python[\d.]*", Path(word).name)]
+                launcher = [word for word in words[:index] if not INTERPRETER.fullmatch(Path(word).name)]
                 if launcher:
                     raise InputError(f"the sweep's command starts with {launcher[0]}; for that, use wandb agent")
                 return words[index + 1 :]

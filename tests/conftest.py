@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import wandb
+from hypothesis import HealthCheck, settings
+
+# Property tests share two cores with everything else: no deadlines, no complaints about slow draws.
+settings.register_profile("shared", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 ROOT = Path(__file__).parent.parent
 
