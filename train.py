@@ -35,6 +35,10 @@ from trl.trainer import utils as trl_utils
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
 # answer's tokens alone gives the same numbers in half the time.
 trl_utils._use_triton = lambda device: True
+# With an explicit mask (a padded batch has one), a length of 64 modulo 128 and a row whose logsumexp is below about -88,
+# cuDNN's attention returns NaN in the gradient of the queries (torch >= 2.11, Hopper and newer; pytorch#196678). It
+# looks like a divergence. PyTorch's other kernels do not; flash attention is as fast.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 ROW_FORMATS = ({"messages"}, {"prompt", "completion"}, {"text"})
 GENERATED_EXAMPLES, GENERATED_TOKENS = 5, 48
@@ -98,12 +102,14 @@ class TrainConfig(SFTConfig):
     adapter_dtype: str = field(
         default="float32",
         metadata={
-            "choices": ["float32", "bfloat16"],
+            "choices": ["float32", "bfloat16", "bfloat16_weights"],
             # TRL stores QLoRA adapters in bfloat16. Its 8 significant bits round small updates away: at 1e-5 most of
             # A never moves, which looks like a rate that is too low.
-            "help": "Storage of the adapter weights; bfloat16 reproduces TRL's own choice.",
+            "help": "Storage of the adapter; bfloat16 reproduces TRL's own choice (weights, gradients and Adam's "
+            "moments), bfloat16_weights rounds the weights alone after each step.",
         },
     )
+    freeze_a: bool = field(default=False, metadata={"help": "Keep LoRA's A at its initialisation: a control."})
 
     def __post_init__(self):
         if self.bf16 is None:
@@ -254,15 +260,21 @@ class Trainer(SFTTrainer):
                 # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation and its backward
                 # pass then misreads them: gradient norms halve without an error.
                 module.support_avx512bf16_for_cpu = False
-        for parameter in self.model.parameters():
+        for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.to(getattr(torch, training.adapter_dtype))
+                dtype = torch.bfloat16 if training.adapter_dtype == "bfloat16" else torch.float32
+                parameter.data = parameter.data.to(dtype)
+                parameter.requires_grad = not (training.freeze_a and "lora_A" in name)
+        if training.adapter_dtype == "bfloat16_weights":
+            self.add_callback(RoundWeights())
         self.generation_examples = self.eval_dataset.select(range(min(GENERATED_EXAMPLES, len(self.eval_dataset))))
         by_length = sorted(range(len(self.eval_dataset)), key=lambda i: -len(self.eval_dataset[i]["input_ids"]))
         self.eval_dataset = self.eval_dataset.select(by_length)  # equal lengths share a batch: least padding
         self.lora_layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, LoraLayer)}
         self.weight_squares = {name: weight_square(layer) for name, layer in self.lora_layers.items()}
         self.example_losses: dict = {"steps": [], "tokens": [], "nll": []}
+        if "module" in self.eval_dataset.column_names:  # examples of one module are alike: the statistics cluster by it
+            self.example_losses["module"] = list(self.eval_dataset["module"])
         self.first_batch_hash: str | None = None
 
     def training_step(self, model, inputs, *arguments, **keywords):
@@ -289,7 +301,7 @@ class Trainer(SFTTrainer):
         return metrics | update_size(self.lora_layers, self.weight_squares)
 
     def generate_answers(self) -> list[dict[str, str]]:
-        """Greedy answers to the first test prompts, each beside the reference."""
+        """Greedy answers to the first test prompts, each beside the reference and the untrained model's answer."""
         tokenizer = self.processing_class
         prompts, references = [], []
         for ids, labels in zip(self.generation_examples["input_ids"], self.generation_examples["labels"], strict=True):
@@ -299,13 +311,20 @@ class Trainer(SFTTrainer):
             prompts.append(ids[:start])
             references.append(tokenizer.decode(ids[start:end], skip_special_tokens=True))
         batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.model.device)
+
+        def answers() -> list[str]:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                output = self.model.generate(**batch, do_sample=False, max_new_tokens=GENERATED_TOKENS)
+            return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
         self.model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
-            output = self.model.generate(**batch, do_sample=False, max_new_tokens=GENERATED_TOKENS)
-        completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        trained = answers()
+        with self.model.disable_adapter():
+            untrained = answers()
         questions = tokenizer.batch_decode(prompts, skip_special_tokens=True)
-        rows = zip(questions, references, completions, strict=True)
-        return [{"prompt": prompt, "reference": reference, "completion": text} for prompt, reference, text in rows]
+        keys = ("prompt", "reference", "untrained", "completion")
+        rows = zip(questions, references, untrained, trained, strict=True)
+        return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def weight_square(layer: LoraLayer) -> float:
@@ -336,6 +355,17 @@ def update_size(layers: dict[str, LoraLayer], weight_squares: dict[str, float]) 
     sizes = {"update_ratio": math.sqrt(float(squares.sum()) / sum(weight_squares.values()))}
     moved = squares[squares[:, -1] > 0]
     return sizes | ({"stable_rank": float((moved.sum(1) / moved[:, -1]).mean())} if len(moved) else {})
+
+
+class RoundWeights(TrainerCallback):
+    """Rounds the adapter's weights to bfloat16's values after each step; gradients and moments stay float32."""
+
+    def on_train_begin(self, args, state, control, model, **_):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(parameter.data.bfloat16())
+
+    on_optimizer_step = on_train_begin
 
 
 class Watch(TrainerCallback):
@@ -392,6 +422,9 @@ def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
             "model_revision": getattr(trainer.model.config, "_commit_hash", None) or base.model_revision,
             "vocab_size": trainer.model.config.get_text_config().vocab_size,
             "adapted_modules": adapted,
+            "train_examples": len(trainer.train_dataset),
+            "eval_examples": len(trainer.eval_dataset),
+            "train_tokens": sum(map(len, trainer.train_dataset["input_ids"])),
             "trainable_parameters": trainable,
             "all_parameters": total,
             "hardware": torch.cuda.get_device_name() if cuda else f"CPU ({torch.get_num_threads()} threads)",
@@ -452,6 +485,7 @@ def train(
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak_memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * kilobytes
         run.summary["first_batch_hash"] = trainer.first_batch_hash
+        run.summary["train_seconds"] = watch.seconds
         run.summary["tokens_per_second"] = watch.tokens / watch.seconds
         run.summary["peak_memory_gib"] = peak_memory / 2**30
         if trainer.state.global_step > training.get_warmup_steps(trainer.state.max_steps):

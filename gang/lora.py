@@ -67,7 +67,8 @@ class AdaptedProduct(torch.autograd.Function):
         gradient = gradient.to(x.dtype)
         z_gradient = products(gradient, b.mT).mul_(layer.scaling)
         layer.b_gradient.add_((z.mT @ gradient).mT)
-        layer.a_gradient.add_(z_gradient.mT @ x)
+        if not layer.freeze_a:
+            layer.a_gradient.add_(z_gradient.mT @ x)
         if not ctx.needs_input_grad[0]:
             return None, None, None
         return layer.weight.backward(gradient).baddbmm_(z_gradient, a), None, None
@@ -85,6 +86,7 @@ class StackedLoRA(nn.Module):
         self.weight = FrozenWeight(base, dtype, keep)
         self.register_buffer("anchor", torch.zeros((), device=base.weight.device).requires_grad_(), persistent=False)
         self.a: Tensor | None = None
+        self.freeze_a = False
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(self.weight.dtype)

@@ -53,6 +53,8 @@ def unfit(configuration: tuple) -> str | None:
     for key, value in ((key, value) for part in configuration for key, value in vars(part).items()):
         if key in ONLY and value not in ONLY[key]:
             return f"{key}: {value}; a gang has only {' and '.join(map(str, ONLY[key]))}"
+    if configuration[1].freeze_a and configuration[1].weight_decay:
+        return "freeze_a with weight_decay; a gang has only weight_decay: 0.0"
     base = configuration[2]
     train.check_model(base)
     model = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision).get_text_config()
@@ -192,7 +194,7 @@ class Conductor:
             if members := self.waiting():
                 self.gang = Gang([member.trainer for member in members])
                 for member in members:
-                    member.run.config.update({"gang_size": len(members)})
+                    member.run.config.update({"gang": members[0].run_id, "gang_size": len(members)})
             while members := self.waiting():
                 self.answer(members)
         except BaseException as error:

@@ -31,6 +31,11 @@ class Stack:
         # In double precision: 1 - 0.999² loses five digits in float32, and every step after it would be off by 1e-5.
         self.updates = torch.zeros((), dtype=torch.float64, device=like.device)
         self.point(copy=True)
+        self.round()
+
+    def round(self) -> None:
+        if self.training.adapter_dtype == "bfloat16_weights":
+            self.values.copy_(self.values.bfloat16())
 
     def windows(self, matrix: Tensor):
         """Per module its name and its A [N, r, in] and B [N, out, r] within the matrix."""
@@ -49,6 +54,7 @@ class Stack:
         ):
             layer = self.stacked[name]
             layer.a, layer.b, layer.a_gradient, layer.b_gradient = a, b, a_gradient, b_gradient
+            layer.freeze_a = self.training.freeze_a
             layers = [member[name] for member in self.members]
             layer.scaling = torch.tensor([x.scaling["default"] for x in layers], device=a.device)[:, None, None]
             for index, peft in enumerate(layers):
@@ -92,5 +98,6 @@ class Stack:
         self.second.mul_(beta2).addcmul_(self.gradients, self.gradients, value=1 - beta2)
         scale = self.second.sqrt().div_((1 - beta2**self.updates).sqrt()).add_(options.adam_epsilon)
         self.values.sub_(self.first / scale * (rates / (1 - beta1**self.updates)))
+        self.round()
         self.gradients.zero_()
         return norms

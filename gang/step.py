@@ -16,9 +16,12 @@ from gang.head import AnswerLoss
 from gang.lora import StackedLoRA
 from gang.stack import Stack
 
-# Looking for packed sequences reads the positions back to the host in each forward pass, and while a CUDA graph is
-# captured it costs flash attention. train.py refuses packing, so there are none.
-masking_utils.find_packed_sequence_indices = lambda position_ids: None
+# transformers takes the capture of a CUDA graph for tracing, and then (5.17) hands attention an explicit mask where it
+# gives is_causal otherwise: another kernel, slower, and with cuDNN a wrong gradient. Looking for packed sequences reads
+# the positions back to the host in each forward pass; train.py refuses packing, so there are none.
+for private, answer in {"is_tracing": False, "find_packed_sequence_indices": None}.items():
+    assert callable(getattr(masking_utils, private)), f"transformers.masking_utils.{private} is no more"
+    setattr(masking_utils, private, lambda tensor=None, answer=answer, **_: answer)
 
 LENGTHS = 64  # on a GPU, rows are padded to a multiple of this: few shapes, so few CUDA graphs
 

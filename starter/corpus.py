@@ -41,7 +41,7 @@ def standard_library_summaries() -> set[str]:
     """Docstring summaries of at least 20 characters; shorter ones occur by chance."""
     library = Path(sysconfig.get_paths()["stdlib"])
     paths = (path for path in library.rglob("*.py") if not SKIPPED_FOLDERS & set(path.relative_to(library).parts))
-    return {without_quotes(summary) for path in paths for _, summary in summaries(path) if len(summary) >= 20}
+    return {without_quotes(summary) for path in paths for _, summary in summaries(path, 800) if len(summary) >= 20}
 
 
 def is_written_by_hand(text: str) -> bool:

@@ -1,5 +1,7 @@
 """The built-in instruction data: `python -m starter.docstrings` writes starter/data/{train,test}.jsonl.
 
+With --characters 800 --per_module 20 --output FOLDER it makes those of the flagship: longer functions, and so more.
+
 Question: a function of the running interpreter's standard library, its docstring removed.
 Answer: the first line of that docstring.
 
@@ -8,6 +10,7 @@ depend on the interpreter's version; train.py logs a fingerprint of them. Nothin
 copied into the repository.
 """
 
+import argparse
 import ast
 import json
 import random
@@ -20,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 INSTRUCTION = "Summarize this function in one line.\n\n{source}"
-SOURCE_CHARACTERS = range(40, 201)  # 10 to 80 tokens: a step must stay cheap on two CPU cores
+SHORTEST_SOURCE, LONGEST_SOURCE = 40, 200  # characters, 10 to 80 tokens: a step must stay cheap on two CPU cores
 SUMMARY_CHARACTERS = range(12, 81)
 TEST_EXAMPLES = 320
 TEST_EXAMPLES_PER_MODULE = 40  # no module decides the evaluation alone
@@ -28,8 +31,9 @@ TEST_EXAMPLES_PER_MODULE = 40  # no module decides the evaluation alone
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "turtledemo"}
 
 
-def summaries(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (source without docstring, first line of the docstring) for each documented function of a file."""
+def summaries(path: Path, longest: int = LONGEST_SOURCE) -> Iterator[tuple[str, str]]:
+    """Yield (source without docstring, first line of the docstring) for each documented function of a file, up to
+    `longest` characters of source."""
     try:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
@@ -47,7 +51,7 @@ def summaries(path: Path) -> Iterator[tuple[str, str]]:
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         body = lines[first - 1 : node.body[0].lineno - 1] + lines[node.body[0].end_lineno : node.end_lineno]
         source = textwrap.dedent("\n".join(body)).strip()
-        if len(source) in SOURCE_CHARACTERS:
+        if SHORTEST_SOURCE <= len(source) <= longest:
             yield source, summary
 
 
@@ -57,7 +61,9 @@ def module(path: Path, library: Path) -> str:
     return name.removeprefix("_").removeprefix("py") if name.startswith("_") else name
 
 
-def build(library: Path) -> dict[str, list[dict]]:
+def build(
+    library: Path, longest: int = LONGEST_SOURCE, per_module: int = TEST_EXAMPLES_PER_MODULE
+) -> dict[str, list[dict]]:
     """Both splits as TRL's conversational `messages` rows with the function's module; deterministic per interpreter."""
     splits: dict[str, list[dict]] = {"train": [], "test": []}
     seen: set[str] = set()
@@ -66,7 +72,7 @@ def build(library: Path) -> dict[str, list[dict]]:
             continue
         name = module(path, library)
         split = "test" if zlib.crc32(name.encode()) % 4 == 0 else "train"
-        for source, summary in summaries(path):
+        for source, summary in summaries(path, longest):
             if source in seen:  # copies between modules would leak from one split into the other
                 continue
             seen.add(source)
@@ -81,7 +87,7 @@ def build(library: Path) -> dict[str, list[dict]]:
     taken: Counter[str] = Counter()
     test = []
     for row in splits["test"]:
-        if row["messages"][1]["content"] not in answers and taken[row["module"]] < TEST_EXAMPLES_PER_MODULE:
+        if row["messages"][1]["content"] not in answers and taken[row["module"]] < per_module:
             taken[row["module"]] += 1
             test.append(row)
     return {"train": splits["train"], "test": test[:TEST_EXAMPLES]}
@@ -89,9 +95,15 @@ def build(library: Path) -> dict[str, list[dict]]:
 
 def main() -> None:
     """Write the two files and print how many examples they hold."""
-    folder = Path(__file__).parent / "data"
-    folder.mkdir(exist_ok=True)
-    for split, rows in build(Path(sysconfig.get_paths()["stdlib"])).items():
+    parser = argparse.ArgumentParser(prog="python -m starter.docstrings")
+    parser.add_argument("--characters", type=int, default=LONGEST_SOURCE, help="of the longest function")
+    parser.add_argument("--per_module", type=int, default=TEST_EXAMPLES_PER_MODULE, help="test functions, at most")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "data")
+    options = parser.parse_args()
+    folder = options.output
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = build(Path(sysconfig.get_paths()["stdlib"]), options.characters, options.per_module)
+    for split, rows in splits.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         modules = len({row["module"] for row in rows})
         print(f"{folder / split}.jsonl: {len(rows)} functions of {modules} modules of Python {sys.version.split()[0]}")

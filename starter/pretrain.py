@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -45,6 +46,11 @@ class Arguments:
     batch_size: int = 16
     learning_rate: float = 2e-3
     corpus_megabytes: float = 250
+
+
+def on_device(tokens: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The uint16 ids as int32: CUDA does not index uint16."""
+    return torch.from_numpy(tokens.astype(np.int32)).to(device)
 
 
 def windows(tokens: torch.Tensor, index: torch.Tensor, context: int) -> torch.Tensor:
@@ -170,7 +176,7 @@ def main() -> None:
         eos_token_id=text.tokenizer.token_to_id(corpus.EOS),
     )
     model = LlamaForCausalLM(config).to(device)
-    steps, train_loss = train(model, torch.from_numpy(text.train).to(device), arguments)
+    steps, train_loss = train(model, on_device(text.train, device), arguments)
 
     output = Path(arguments.output)
     model.bfloat16().save_pretrained(output)
@@ -186,7 +192,7 @@ def main() -> None:
     tokenizer.save_pretrained(output)
 
     saved = LlamaForCausalLM.from_pretrained(output, dtype=torch.bfloat16).to(device)
-    nats_per_token = held_out_loss(saved, torch.from_numpy(text.held_out).to(device), arguments.context)
+    nats_per_token = held_out_loss(saved, on_device(text.held_out, device), arguments.context)
     nats_per_byte = nats_per_token * len(text.held_out) / text.held_out_bytes
     tokens = steps * arguments.batch_size * arguments.context
     facts = dict(

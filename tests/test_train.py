@@ -83,6 +83,25 @@ def test_adapter_dtype_bfloat16_reproduces_trl(tmp_path):
     assert {p.dtype for p in kept.model.parameters() if p.requires_grad} == {torch.bfloat16}
 
 
+def test_bfloat16_weights_rounds_the_weights_alone(tmp_path):
+    subject = trainer(tmp_path, "--adapter_dtype", "bfloat16_weights", "--eval_on_start", "false")
+    subject.train()
+    weights = [p for p in subject.model.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.float32 and torch.equal(p, p.bfloat16().float()) for p in weights)
+    moments = [state["exp_avg"] for state in subject.optimizer.state.values()]
+    assert len(moments) == len(weights)
+    assert not any(torch.equal(moment, moment.bfloat16().float()) for moment in moments if moment.any())
+
+
+def test_a_frozen_a_stays_where_it_was(tmp_path):
+    subject = trainer(tmp_path, "--freeze_a", "true", "--eval_on_start", "false")
+    before = {name: p.clone() for name, p in subject.model.named_parameters() if "lora_" in name}
+    subject.train()
+    after = dict(subject.model.named_parameters())
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) == ("lora_A" in name), name
+
+
 def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):
     subject = trainer(tmp_path)
     metrics = subject.evaluate()

@@ -332,3 +332,12 @@ def test_the_sweeps_command_gives_the_flags_of_train_py():
     sweep.config["program"] = "other.py"
     with pytest.raises(train.InputError, match="does not run train"):
         sweep.arguments(point)
+
+
+@pytest.mark.parametrize("control", [{"adapter_dtype": "bfloat16_weights"}, {"freeze_a": True}])
+def test_a_control_equals_train_py(control, tmp_path):
+    point = {"learning_rate": 2e-4} | control
+    (member,) = gang(tmp_path, point)
+    assert member.error is None
+    for expected, found in zip(alone(tmp_path, max_steps=4, **point), rows(member), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, nan_ok=True), expected["step"]
