@@ -35,9 +35,9 @@ from trl.trainer import utils as trl_utils
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
 # answer's tokens alone gives the same numbers in half the time.
 trl_utils._use_triton = lambda device: True
-# With an explicit mask (a padded batch has one), a length of 64 modulo 128 and a row whose logsumexp is below about -88,
-# cuDNN's attention returns NaN in the gradient of the queries (torch >= 2.11, Hopper and newer; pytorch#196678). It
-# looks like a divergence. PyTorch's other kernels do not; flash attention is as fast.
+# With an explicit mask (a padded batch has one), a length of 64 modulo 128 and a row whose logsumexp is below about
+# -88, cuDNN's attention returns NaN in the gradient of the queries (torch >= 2.11, Hopper and newer; pytorch#196678).
+# It looks like a divergence. PyTorch's other kernels are right.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 ROW_FORMATS = ({"messages"}, {"prompt", "completion"}, {"text"})
