@@ -14,7 +14,7 @@ KINDS = ("Artifact", "ArtifactSequence", "ArtifactAlias")
 MANIFEST = "wandb_manifest.json"
 
 
-def _create(source, info, input) -> dict:
+def create(source, info, input) -> dict:
     store, now = info.context.store, time.time()
     name = (input.get("artifactCollectionNames") or [input.get("artifactCollectionName") or ""])[0]
     with store.write():
@@ -53,15 +53,23 @@ def _create(source, info, input) -> dict:
         }
 
 
+def by_id(source, info, id) -> dict:
+    return _artifact(info, id)
+
+
+def collection_by_id(source, info, id) -> dict:
+    return existing(info, "collections", "ArtifactSequence", id)
+
+
 def _artifact(info, node: str) -> dict:
     return existing(info, "artifacts", "Artifact", node)
 
 
-def _create_manifest(source, info, input) -> dict:
+def create_manifest(source, info, input) -> dict:
     return {"artifactManifest": _manifest(_artifact(info, input["artifactID"]), info)}
 
 
-def _update_manifest(source, info, input) -> dict:
+def update_manifest(source, info, input) -> dict:
     return {"artifactManifest": _manifest(_artifact(info, input["artifactManifestID"]), info)}
 
 
@@ -78,7 +86,7 @@ def _file(store: Store, artifact: int, name: str, md5: str | None = None) -> dic
         return file
 
 
-def _create_files(source, info, input) -> dict:
+def create_files(source, info, input) -> dict:
     # A file is named by its content, so the same content under two names of a version is stored once.
     files = [
         _file(info.context.store, _artifact(info, spec["artifactID"])["id"], f"content/{spec['md5']}", spec["md5"])
@@ -88,7 +96,7 @@ def _create_files(source, info, input) -> dict:
     return {"files": connection(files, len(files))}
 
 
-def _commit(source, info, input) -> dict:
+def commit(source, info, input) -> dict:
     store = info.context.store
     with store.write():
         artifact = _artifact(info, input["artifactID"])
@@ -139,7 +147,7 @@ def _files(membership, info, names=None, after=None, first=None) -> dict:
     return connection([entry for entry in entries if not names or entry["name"] in names], first, after)
 
 
-def _update(source, info, input) -> dict:
+def update(source, info, input) -> dict:
     store = info.context.store
     artifact = _artifact(info, input["artifactID"])
     changes = {key: input[key] for key in ("description", "metadata") if input.get(key) is not None}
@@ -154,7 +162,7 @@ def _update(source, info, input) -> dict:
     return {"artifact": artifact}
 
 
-def _delete(source, info, input) -> dict:
+def delete(source, info, input) -> dict:
     store = info.context.store
     artifact = _artifact(info, input["artifactID"])
     with store.write():
@@ -174,7 +182,7 @@ def _delete(source, info, input) -> dict:
     return {"artifact": artifact}
 
 
-def _use(source, info, input) -> dict:
+def use(source, info, input) -> dict:
     store, artifact, run = info.context.store, _artifact(info, input["artifactID"]), named_run(info, input)
     with store.write():
         if not store.get("uses", artifact=artifact["id"], run=run["id"]):
@@ -182,13 +190,13 @@ def _use(source, info, input) -> dict:
     return {"artifact": artifact}
 
 
-def _add_aliases(source, info, input) -> dict:
+def add_aliases(source, info, input) -> dict:
     with info.context.store.write():
         _alias(info.context.store, _artifact(info, input["artifactID"]), [a["alias"] for a in input["aliases"]])
     return {"success": True}
 
 
-def _delete_aliases(source, info, input) -> dict:
+def delete_aliases(source, info, input) -> dict:
     store, artifact = info.context.store, _artifact(info, input["artifactID"])
     for wanted in input["aliases"]:
         alias = store.get("aliases", artifact=artifact["id"], alias=wanted["alias"])
@@ -197,14 +205,14 @@ def _delete_aliases(source, info, input) -> dict:
     return {"success": True}
 
 
-def _update_collection(source, info, input) -> dict:
+def update_collection(source, info, input) -> dict:
     collection = existing(info, "collections", "ArtifactSequence", input["artifactSequenceID"])
     changes = {key: input[key] for key in ("name", "description") if input.get(key) is not None}
     changed = info.context.store.update("collections", collection["id"], updatedAt=time.time(), **changes)
     return {"artifactCollection": changed}
 
 
-def _delete_collection(source, info, input) -> dict:
+def delete_collection(source, info, input) -> dict:
     collection = existing(info, "collections", "ArtifactSequence", input["artifactSequenceID"])
     info.context.store.delete("collections", collection["id"])
     return {"artifactCollection": collection | {"state": "DELETED"}}
@@ -312,7 +320,7 @@ def _used_by(artifact, info) -> dict:
     return connection([store.get("runs", id=use["run"]) for use in store.find("uses", artifact=artifact["id"])])
 
 
-def _by_client(source, info, clientID) -> dict | None:
+def by_client(source, info, clientID) -> dict | None:
     artifact = info.context.store.get("artifacts", clientID=clientID)
     return artifact and {"serverID": node_id("Artifact", artifact["id"])}
 
@@ -322,26 +330,7 @@ def entry_file(store: Store, birth: str, digest: str) -> dict | None:
     return store.get("files", artifact=row_id("Artifact", birth), name=f"content/{digest}")
 
 
-RESOLVERS = {
-    "Query": {
-        "artifact": lambda source, info, id: _artifact(info, id),
-        "artifactCollection": lambda source, info, id: existing(info, "collections", "ArtifactSequence", id),
-        "clientIDMapping": _by_client,
-    },
-    "Mutation": {
-        "createArtifact": _create,
-        "createArtifactManifest": _create_manifest,
-        "updateArtifactManifest": _update_manifest,
-        "createArtifactFiles": _create_files,
-        "commitArtifact": _commit,
-        "updateArtifact": _update,
-        "deleteArtifact": _delete,
-        "useArtifact": _use,
-        "addAliases": _add_aliases,
-        "deleteAliases": _delete_aliases,
-        "updateArtifactSequence": _update_collection,
-        "deleteArtifactSequence": _delete_collection,
-    },
+FIELDS = {
     "Project": {
         "artifact": lambda project, info, name: (_named_membership(project, info, name) or {}).get("artifact"),
         "artifactCollectionMembership": _named_membership,

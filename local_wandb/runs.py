@@ -41,7 +41,7 @@ BUCKET = {  # input field -> column, where a null means "leave it"
 }  # fmt: skip
 
 
-def _upsert_bucket(source, info, input) -> dict:
+def upsert_bucket(source, info, input) -> dict:
     store, now = info.context.store, time.time()
     changes = {column: input[field] for field, column in BUCKET.items() if input.get(field) is not None}
     if input.get("tags") is not None:
@@ -129,7 +129,7 @@ def lose(store: Store, run: dict) -> None:
     store.update("runs", run["id"], state=state)
 
 
-def _edit_state(source, info, input) -> dict:
+def update_state(source, info, input) -> dict:
     run, state = existing(info, "runs", "Run", input["id"]), input["state"]
     allowed = {"pending": ("running", "failed", "crashed", "preempted"), "failed": ("pending", "running")}
     if run["state"] not in allowed.get(state, ()) or run["sweep"]:
@@ -138,7 +138,7 @@ def _edit_state(source, info, input) -> dict:
     return {"success": True}
 
 
-def _alert(source, info, input) -> dict:
+def alert(source, info, input) -> dict:
     run, severity = named_run(info, input), input.get("severity") or "INFO"
     log.warning("alert of run %s, %s: %s: %s", run["name"], severity, input["title"], input["text"])
     info.context.store.insert(
@@ -147,12 +147,12 @@ def _alert(source, info, input) -> dict:
     return {"success": True}
 
 
-def _stop_run(source, info, input) -> dict:
+def stop_run(source, info, input) -> dict:
     info.context.store.update("runs", existing(info, "runs", "Run", input["id"])["id"], shouldStop=1)
     return {"success": True}
 
 
-def _rewind(source, info, input) -> dict:
+def rewind(source, info, input) -> dict:
     """Forgets the history after a step, so that the run can go on from there."""
     if input["metricName"] != "_step":
         raise GraphQLError(f"a run is rewound to a _step, not to a {input['metricName']!r}")
@@ -163,7 +163,7 @@ def _rewind(source, info, input) -> dict:
     return {"rewoundRun": info.context.store.rewind(run, int(input["metricValue"]))}
 
 
-def _delete_run(source, info, input) -> dict:
+def delete_run(source, info, input) -> dict:
     info.context.store.delete("runs", existing(info, "runs", "Run", input["id"])["id"])
     return {}
 
@@ -250,7 +250,7 @@ def _files(run, info, names=None, pattern=None, after=None, first=None) -> dict:
     return connection(files, first, after)
 
 
-def _create_run_files(source, info, input) -> dict:
+def create_run_files(source, info, input) -> dict:
     store = info.context.store
     run = named_run(info, input)
     with store.write():
@@ -271,24 +271,17 @@ def named_run(info, input: dict) -> dict:
     return run
 
 
-def _delete_files(source, info, input) -> dict:
+def mark_files_uploaded(source, info, input) -> dict:
+    return {"success": True}  # an upload is known by its content, not by an announcement
+
+
+def delete_files(source, info, input) -> dict:
     for file in input["files"]:
         info.context.store.delete("files", existing(info, "files", "File", file)["id"])
     return {"success": True}
 
 
-RESOLVERS = {
-    "Mutation": {
-        "upsertBucket": _upsert_bucket,
-        "deleteRun": _delete_run,
-        "updateRunState": _edit_state,
-        "stopRun": _stop_run,
-        "rewindRun": _rewind,
-        "createRunFiles": _create_run_files,
-        "markRunFilesUploaded": lambda source, info, input: {"success": True},
-        "deleteFiles": _delete_files,
-        "notifyScriptableRunAlert": _alert,
-    },
+FIELDS = {
     "Project": {
         "runCount": lambda project, info, filters=None: len(_matching(project, info, filters, None)),
         "runs": _runs,
@@ -298,7 +291,7 @@ RESOLVERS = {
     "Run": {
         "projectId": lambda run, info: run["project"],
         "project": owner("projects", "project"),
-        "user": lambda run, info: user(info),
+        "user": user,
         "tags": lambda run, info: json.loads(run["tags"] or "[]"),
         "readOnly": lambda run, info: False,
         "historyKeys": lambda run, info: strict(json.loads(run["historyKeys"])) if run["historyKeys"] else None,

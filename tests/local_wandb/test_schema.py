@@ -10,8 +10,8 @@ from wandb.apis._generated import operations as api_operations
 from wandb.automations._generated import operations as automation_operations
 from wandb.sdk.artifacts._generated import operations as artifact_operations
 
-from local_wandb.graphql import SCHEMA
 from local_wandb.nodes import node_id, row_id
+from local_wandb.schema import SCHEMA
 
 # Teams and members, registries and portfolios, automations, launch queues: for one user on one machine there are none.
 NOT_ANSWERED = """

@@ -1,0 +1,102 @@
+"""The table of operations, and the answer to a request: schema.graphql's types with their resolvers."""
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+from graphql import ExecutionResult, GraphQLError, build_schema, execute_sync, parse, validate
+
+from local_wandb import artifacts, projects, runs, sweeps
+from local_wandb.nodes import Context, node_id
+
+
+def answer(context: Context, body: dict) -> ExecutionResult:
+    """Runs one request body {query, variables, operationName}. Never raises for what a client sends."""
+    try:
+        document = _document(body["query"])
+    except (GraphQLError, KeyError, TypeError) as error:
+        return ExecutionResult(None, [error if isinstance(error, GraphQLError) else GraphQLError(f"no query: {error}")])
+    if isinstance(document, list):
+        return ExecutionResult(None, document)
+    if not isinstance(body.get("variables") or {}, dict):
+        return ExecutionResult(None, [GraphQLError("variables must be an object")])
+    return execute_sync(
+        SCHEMA,
+        document,
+        context_value=context,
+        variable_values=body.get("variables"),
+        operation_name=body.get("operationName") or None,  # the client sends "" for none
+    )
+
+
+@lru_cache(maxsize=512)
+def _document(query: str):
+    """The parsed query, or the list of its errors. The client sends the same few dozen again and again."""
+    document = parse(query)
+    return validate(SCHEMA, document) or document
+
+
+# Every operation that the server answers, and the function that does.
+OPERATIONS = {
+    "Query": {
+        "viewer": projects.user,
+        "serverInfo": projects.server_info,
+        "entity": projects.entity,
+        "models": projects.projects,
+        "model": projects.project,
+        "project": projects.project,
+        "artifact": artifacts.by_id,
+        "artifactCollection": artifacts.collection_by_id,
+        "clientIDMapping": artifacts.by_client,
+    },
+    "Mutation": {
+        "upsertModel": projects.upsert_model,
+        # runs
+        "upsertBucket": runs.upsert_bucket,
+        "deleteRun": runs.delete_run,
+        "updateRunState": runs.update_state,
+        "stopRun": runs.stop_run,
+        "rewindRun": runs.rewind,
+        "createRunFiles": runs.create_run_files,
+        "markRunFilesUploaded": runs.mark_files_uploaded,
+        "deleteFiles": runs.delete_files,
+        "notifyScriptableRunAlert": runs.alert,
+        # sweeps
+        "upsertSweep": sweeps.upsert_sweep,
+        "createAgent": sweeps.create_agent,
+        "agentHeartbeat": sweeps.agent_heartbeat,
+        # artifacts
+        "createArtifact": artifacts.create,
+        "createArtifactManifest": artifacts.create_manifest,
+        "updateArtifactManifest": artifacts.update_manifest,
+        "createArtifactFiles": artifacts.create_files,
+        "commitArtifact": artifacts.commit,
+        "updateArtifact": artifacts.update,
+        "deleteArtifact": artifacts.delete,
+        "useArtifact": artifacts.use,
+        "addAliases": artifacts.add_aliases,
+        "deleteAliases": artifacts.delete_aliases,
+        "updateArtifactSequence": artifacts.update_collection,
+        "deleteArtifactSequence": artifacts.delete_collection,
+    },
+}
+
+
+def _schema():
+    schema = build_schema((Path(__file__).parent / "schema.graphql").read_text())
+    for table in (OPERATIONS, projects.FIELDS, runs.FIELDS, sweeps.FIELDS, artifacts.FIELDS):
+        for type_name, fields in table.items():
+            for field, resolver in fields.items():
+                schema.type_map[type_name].fields[field].resolve = resolver
+    for type_name, operations in OPERATIONS.items():
+        assert set(operations) == set(schema.type_map[type_name].fields), f"schema.graphql and {type_name} differ"
+    for type_name in ("Project", "Run", "File", "Sweep", "Agent", *artifacts.KINDS):
+        schema.type_map[type_name].fields["id"].resolve = lambda row, info, kind=type_name: node_id(kind, row["id"])
+    schema.type_map["DateTime"].coerce_output_value = lambda at: datetime.fromtimestamp(at, UTC).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )
+    schema.type_map["ArtifactCollection"].resolve_type = lambda *_: "ArtifactSequence"
+    return schema
+
+
+SCHEMA = _schema()
