@@ -14,22 +14,74 @@ Point = dict[str, dict]  # a run's args: {"learning_rate": {"value": 2e-4}}, nes
 
 
 def check(config: dict) -> None:
-    """Raises ValueError with one line that names what is wrong with a sweep configuration."""
+    """Raises ValueError with one line, in W&B's words, that names what is wrong with a sweep configuration.
+
+    What can fail while a point is drawn fails here: an agent would wait for ever for a point that cannot be drawn.
+    """
+    try:
+        _check(config)
+    except ValueError as error:
+        raise ValueError(f"Invalid sweep config: {error}") from error
+
+
+def _check(config: dict) -> None:
     if not isinstance(config, dict):
         raise ValueError("it must be a mapping with method and parameters")
-    if config.get("method") not in NEXT:
-        raise ValueError(f"method {config.get('method')!r} is not one of {', '.join(NEXT)}")
-    if not isinstance(config.get("parameters"), dict) or not config["parameters"]:
-        raise ValueError("parameters must be a mapping that is not empty")
-    for path, spec in _leaves(config["parameters"]):
-        _distribution(path, spec)
-    if config["method"] == "grid":
-        _grid_axes(config["parameters"])
+    method, scheduler = config.get("method"), _mapping(config, "scheduler")
+    methods = tuple(NEXT)
+    if "scheduler" in config:
+        methods = ENGINES[_one_of("scheduler.engine", scheduler.get("engine"), ENGINES)]
+        if "early_terminate" in config:
+            raise ValueError("early_terminate cannot be used with a scheduler, which ends runs itself")
+    _one_of("method", method, methods)
+    cap = config.get("run_cap")
+    if cap is not None and (type(cap) is not int or cap < 1):
+        raise ValueError(f"run_cap {cap!r} is not a whole number above 0")
+    metric = _mapping(config, "metric")
+    _one_of("metric.goal", metric.get("goal", "minimize"), ("minimize", "maximize"))
+    if not (scheduler.get("search_space") and "parameters" not in config):
+        if not isinstance(config.get("parameters"), dict) or not config["parameters"]:
+            raise ValueError("parameters must be a mapping that is not empty")
+        for path, spec in _leaves(config["parameters"]):
+            _distribution(path, spec)
+    if method == "grid" and math.prod(len(values) for _, values in _grid_axes(config["parameters"])) > GRID_POINTS:
+        raise ValueError(f"the grid has more than {GRID_POINTS:,} points")
     for feature in ("bayes", "early_terminate"):
-        if feature == config["method"] or config.get(feature):
-            if "name" not in (config.get("metric") or {}):
+        if "scheduler" not in config and (feature == method or feature in config):
+            if not isinstance(metric.get("name"), str):
                 raise ValueError(f"{feature} needs a metric with a name")
             _sweeps_package(feature)
+    if "early_terminate" in config:
+        _check_hyperband(_mapping(config, "early_terminate"))
+    if "scheduler" not in config:
+        try:
+            next_point(config, [], [])
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"no point can be drawn from it: {error}") from error
+
+
+def _one_of(what: str, value, allowed) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{what} {value!r} is not one of {', '.join(allowed)}")
+    return value
+
+
+def _mapping(config: dict, key: str) -> dict:
+    value = config.get(key, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} {value!r} is not a mapping")
+    return value
+
+
+def _check_hyperband(early: dict) -> None:
+    if early.get("type") != "hyperband":
+        raise ValueError(f"early_terminate.type {early.get('type')!r} is not hyperband")
+    if not ("min_iter" in early or {"max_iter", "s"} <= early.keys()):
+        raise ValueError("early_terminate needs min_iter, or max_iter and s")
+    for key, low in (("min_iter", 1), ("max_iter", 1), ("s", 1), ("eta", 1)):
+        value = _number(f"early_terminate.{key}", early.get(key, 2))
+        if value < low or (key == "eta" and value == low):
+            raise ValueError(f"early_terminate.{key} {value} is too low")
 
 
 def next_point(config: dict, used: list[Point], runs: list[dict]) -> Point | None:
@@ -67,6 +119,9 @@ def _bayes(parameters: dict, used: list[Point], config: dict, runs: list[dict]) 
 
 
 NEXT = {"grid": _grid, "random": _random, "bayes": _bayes}
+# Who draws the points of a sweep with a `scheduler:` block is `wandb sweep-scheduler`; engine -> methods, as in W&B.
+ENGINES = {"wandb": tuple(NEXT), "optuna": ("custom",), "ax": ("custom",)}
+GRID_POINTS = 1_000_000
 
 
 def to_stop(config: dict, runs: list[dict]) -> set[str]:
@@ -87,8 +142,10 @@ def _sweeps_package(feature: str):
 def _leaves(parameters: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
     for name, spec in parameters.items():
         if not isinstance(spec, dict):
-            raise ValueError(f"parameter {'.'.join((*path, name))} must be a mapping such as {{values: [...]}}")
+            raise ValueError(f"parameter {'.'.join((*path, str(name)))} must be a mapping such as {{values: [...]}}")
         if "parameters" in spec:
+            if not isinstance(spec["parameters"], dict) or not spec["parameters"]:
+                raise ValueError(f"parameter {'.'.join((*path, str(name)))}: parameters must be a mapping, not empty")
             yield from _leaves(spec["parameters"], (*path, name))
         else:
             yield (*path, name), spec
@@ -136,13 +193,16 @@ def _grid_axes(parameters: dict) -> list[tuple[tuple[str, ...], list]]:
 GRID = {
     "constant": lambda spec: [spec["value"]],
     "categorical": lambda spec: list({_key(v): v for v in spec["values"]}.values()),
-    "int_uniform": lambda spec: list(range(spec["min"], spec["max"] + 1)),
+    "int_uniform": lambda spec: range(spec["min"], spec["max"] + 1),
     "q_uniform": lambda spec: _arange(spec["min"], spec["max"], spec.get("q", 1.0)),
 }
 
 
 def _arange(low: float, high: float, step: float) -> list[float]:
-    return [low + i * step for i in range(max(0, math.ceil((high - low) / step)))]
+    count = max(0, math.ceil((high - low) / step))
+    if count > GRID_POINTS:
+        raise ValueError(f"the grid has more than {GRID_POINTS:,} points")
+    return [low + i * step for i in range(count)]
 
 
 def _distribution(path: tuple[str, ...], spec: dict) -> str:
@@ -156,19 +216,51 @@ def _distribution(path: tuple[str, ...], spec: dict) -> str:
         kind = "int_uniform" if isinstance(spec["min"], int) and isinstance(spec["max"], int) else "uniform"
     else:
         raise ValueError(f"parameter {'.'.join(path)} needs value, values, min and max, or a distribution")
-    if kind not in DRAW:
-        raise ValueError(f"parameter {'.'.join(path)} has an unknown distribution {kind!r}")
+    where = f"parameter {'.'.join(map(str, path))}"
+    if not isinstance(kind, str) or kind not in DRAW:
+        raise ValueError(f"{where} has an unknown distribution {kind!r}")
     missing = [key for key in REQUIRED.get(kind, ()) if key not in spec]
     if missing:
-        raise ValueError(f"parameter {'.'.join(path)} ({kind}) lacks {', '.join(missing)}")
-    if BOUNDS[0] in spec and BOUNDS[1] in spec:
-        low, high = (spec[bound] for bound in BOUNDS)
-        for bound in (low, high):
-            if not isinstance(bound, int | float):
-                raise ValueError(f"parameter {'.'.join(path)}: {bound!r} is not a number; YAML wants 1.0e-5, not 1e-5")
+        raise ValueError(f"{where} ({kind}) lacks {', '.join(missing)}")
+    if "categorical" in kind:
+        _check_values(where, kind, spec)
+        return kind
+    numbers = {key: _number(f"{where}: {key}", spec[key]) for key in NUMBERS if key in spec}
+    for key in ("q", "sigma", "a", "b"):
+        if numbers.get(key, 1) <= 0:
+            raise ValueError(f"{where}: {key} {numbers[key]} is not above 0")
+    if kind in REQUIRED and "uniform" in kind:
+        low, high = numbers["min"], numbers["max"]
         if low >= high:
-            raise ValueError(f"parameter {'.'.join(path)}: min {low} is not below max {high}")
+            raise ValueError(f"{where}: min {low} is not below max {high}")
+        if kind == "int_uniform" and not (isinstance(low, int) and isinstance(high, int)):
+            raise ValueError(f"{where} (int_uniform): min and max must be whole numbers")
+        if kind.endswith("log_uniform_values") and low <= 0:
+            raise ValueError(f"{where} ({kind}): min {low} is not above 0; a logarithm needs that")
+        if kind.endswith("log_uniform") and max(abs(low), abs(high)) > EXPONENT:
+            raise ValueError(
+                f"{where} ({kind}): min and max are exponents of e; {kind}_values takes the bounds as such"
+            )
     return kind
+
+
+def _number(what: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{what} {value!r} is not a number; YAML wants 1.0e-5, not 1e-5")
+    if not abs(value) <= 1e300:
+        raise ValueError(f"{what} {value} is not a finite number")
+    return value
+
+
+def _check_values(where: str, kind: str, spec: dict) -> None:
+    if not isinstance(spec["values"], list) or not spec["values"]:
+        raise ValueError(f"{where}: values must be a list that is not empty, not {spec['values']!r}")
+    if kind == "categorical_w_probabilities":
+        chances = spec["probabilities"]
+        if not isinstance(chances, list) or len(chances) != len(spec["values"]):
+            raise ValueError(f"{where}: probabilities must be a list as long as values ({len(spec['values'])})")
+        if min(_number(f"{where}: probability", p) for p in chances) < 0 or abs(sum(chances) - 1) > 1e-6:
+            raise ValueError(f"{where}: probabilities must not be negative and must add up to 1")
 
 
 def _draw(path: tuple[str, ...], spec: dict):
@@ -228,8 +320,9 @@ DRAW = {
     "beta": _beta,
     "q_beta": _quantised(_beta),
 }
-BOUNDS = ("min", "max")
-REQUIRED = {kind: BOUNDS for kind in DRAW if "uniform" in kind} | {
+NUMBERS = ("min", "max", "mu", "sigma", "q", "a", "b")
+EXPONENT = 690  # of e: beyond, a float overflows
+REQUIRED = {kind: ("min", "max") for kind in DRAW if "uniform" in kind} | {
     "constant": ("value",),
     "categorical": ("values",),
     "categorical_w_probabilities": ("values", "probabilities"),

@@ -28,6 +28,21 @@ class SweepGone(GraphQLError):
 # Sweeps
 
 
+CONFIG = 2**20  # characters of a sweep's configuration
+
+
+def _parsed(text: str):
+    """The YAML of a new configuration. Raises ValueError where it is none, or could grow without bounds (aliases)."""
+    if len(text) > CONFIG:
+        raise ValueError(f"Invalid sweep config: longer than {CONFIG:,} characters")
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("Invalid sweep config: YAML aliases (*name) are not taken")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"Invalid sweep config: not YAML: {' '.join(str(error).split())}") from error
+
+
 def _sweep_config(sweep: dict) -> dict:
     return yaml.safe_load(sweep["config"])
 
@@ -38,11 +53,7 @@ def upsert_sweep(source, info, input) -> dict:
     if input.get("state"):
         changes["state"] = input["state"].upper()
     if input.get("config"):
-        config = yaml.safe_load(input["config"])
-        try:
-            search.check(config)
-        except ValueError as error:
-            raise GraphQLError(f"sweep configuration: {error}") from error
+        search.check(_parsed(input["config"]))
         changes["config"] = input["config"]
     with store.write():
         if input.get("id"):
@@ -209,7 +220,7 @@ FIELDS = {
     },
     "Sweep": {
         "project": owner("projects", "project"),
-        "method": lambda sweep, info: _sweep_config(sweep)["method"],
+        "method": lambda sweep, info: _sweep_config(sweep).get("method"),
         "bestLoss": _best_loss,
         "runCount": lambda sweep, info: info.context.store.count("runs", sweep=sweep["id"]),
         "runCountExpected": lambda sweep, info: search.expected(_sweep_config(sweep)),

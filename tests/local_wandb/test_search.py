@@ -1,5 +1,6 @@
 """The next point: our grid against that of W&B's own package, our draws within their bounds, clear refusals."""
 
+import contextlib
 import math
 import random
 
@@ -103,6 +104,14 @@ def test_run_cap_ends_any_sweep():
     assert len(walk(config, lambda config, points: search.next_point(config, points, []))) == 2
 
 
+def grid(**x) -> dict:
+    return {"method": "grid", "parameters": {"x": x}}
+
+
+def rand(**x) -> dict:
+    return {"method": "random", "parameters": {"x": x}}
+
+
 WRONG = [
     ([], "mapping"),
     ({"method": "gird", "parameters": {"x": {"value": 1}}}, "'gird' is not one of grid, random, bayes"),
@@ -116,13 +125,49 @@ WRONG = [
     ({"method": "grid", "parameters": {"x": {"min": 0.0, "max": 1.0}}}, r"grid cannot list x \(uniform\)"),
     ({"method": "bayes", "parameters": {"x": {"min": 0.0, "max": 1.0}}}, "bayes needs a metric"),
     ({"method": "grid", "early_terminate": {"type": "hyperband"}, "parameters": {"x": {"value": 1}}}, "needs a metric"),
+    (grid(min=0, max=10**9), "more than 1,000,000 points"),
+    (rand(values=[]), r"values must be a list that is not empty, not \[\]"),
+    (grid(values="abc"), "values must be a list"),
+    (rand(values=[1, 2], probabilities=[1]), "as long as values"),
+    (rand(values=[1, 2], probabilities=[1, 1]), "add up to 1"),
+    (rand(distribution="log_uniform_values", min=0, max=1), "above 0"),
+    (rand(distribution="log_uniform", min=1, max=1e4), "exponents of e"),
+    (rand(distribution="q_uniform", min=0, max=1, q=0), "q 0 is not above 0"),
+    (rand(distribution="normal", mu="zero"), "mu 'zero' is not a number"),
+    (rand(distribution="beta", a=-1), "a -1 is not above 0"),
+    (rand(parameters=[1]), "parameter x: parameters must be a mapping"),
+    (rand(value=1) | {"run_cap": "two"}, "run_cap 'two' is not a whole number"),
+    (rand(value=1) | {"metric": {"goal": "down"}}, "metric.goal 'down'"),
+    (rand(value=1) | {"metric": "loss"}, "metric 'loss' is not a mapping"),
+    (rand(value=1) | {"metric": {"name": "x"}, "early_terminate": {"type": "median"}}, "'median' is not hyperband"),
+    (rand(value=1) | {"method": "custom", "scheduler": {"engine": "tpe"}}, "scheduler.engine 'tpe'"),
+    (grid(value=1) | {"scheduler": {"engine": "optuna"}}, "method 'grid' is not one of custom"),
 ]
 
 
 @pytest.mark.parametrize(("config", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_a_wrong_configuration_is_refused_by_name(config, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"Invalid sweep config: .*{message}"):
         search.check(config)
+
+
+junk = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.floats(), st.sampled_from(["", "1e-5"]), st.just([]))
+leaves = st.dictionaries(
+    st.sampled_from(["value", "values", "probabilities", "min", "max", "mu", "sigma", "q", "a", "b", "distribution"]),
+    st.one_of(junk, st.lists(junk, max_size=2), st.sampled_from(sorted(search.DRAW))),
+)
+
+
+@given(st.sampled_from(["grid", "random"]), leaves)
+def test_what_is_accepted_can_be_drawn(method, spec):
+    config = {"method": method, "parameters": {"x": spec}}
+    with contextlib.suppress(ValueError):
+        search.check(config)
+        for _ in range(20):
+            try:
+                search.next_point(config, [], [])
+            except Exception as error:
+                raise AssertionError(f"accepted, and then: {error!r}") from error
 
 
 def test_bayes_without_its_package_is_one_clear_line(monkeypatch):
