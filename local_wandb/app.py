@@ -23,7 +23,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Redire
 from starlette.routing import Route
 
 from local_wandb import page, schema
-from local_wandb.artifacts import entry_file
+from local_wandb.artifacts import entry_file, remove_outlived
 from local_wandb.nodes import Context
 from local_wandb.runs import mark_lost, stream
 from local_wandb.store import Store, Unavailable
@@ -46,6 +46,7 @@ def application(store: Store, key: str) -> Starlette:
             while True:
                 await asyncio.sleep(WATCH)
                 await run_in_threadpool(mark_lost, store)
+                await run_in_threadpool(remove_outlived, store)
 
         watching = asyncio.create_task(watch())
         yield

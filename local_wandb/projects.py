@@ -18,7 +18,10 @@ def entity(source, info, name: str | None = None) -> dict:
 
 
 CLIENT = "0.31.0"  # the wandb whose protocol this is
-FEATURES = ("MARK_RUN_FILES_UPLOADED", "TOTAL_COUNT_IN_FILE_CONNECTION", "SWEEPS_QUERY_FILTERING")
+FEATURES = (
+    "MARK_RUN_FILES_UPLOADED", "TOTAL_COUNT_IN_FILE_CONNECTION", "SWEEPS_QUERY_FILTERING", "ARTIFACT_TAGS",
+    "ARTIFACT_COLLECTIONS_FILTERING_SORTING", "ARTIFACT_MEMBERSHIP_IN_LINK_ARTIFACT_RESPONSE",
+)  # fmt: skip
 
 
 def project(source, info, name=None, entityName=None) -> dict | None:

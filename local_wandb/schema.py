@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graphql import ExecutionResult, GraphQLError, build_schema, execute_sync, parse, validate
 
-from local_wandb import artifacts, projects, runs, sweeps
+from local_wandb import artifacts, collections, projects, runs, sweeps
 from local_wandb.nodes import Context, node_id
 
 
@@ -46,7 +46,7 @@ OPERATIONS = {
         "model": projects.project,
         "project": projects.project,
         "artifact": artifacts.by_id,
-        "artifactCollection": artifacts.collection_by_id,
+        "artifactCollection": collections.by_id,
         "clientIDMapping": artifacts.by_client,
     },
     "Mutation": {
@@ -74,28 +74,36 @@ OPERATIONS = {
         "updateArtifact": artifacts.update,
         "deleteArtifact": artifacts.delete,
         "useArtifact": artifacts.use,
-        "addAliases": artifacts.add_aliases,
-        "deleteAliases": artifacts.delete_aliases,
-        "updateArtifactSequence": artifacts.update_collection,
-        "deleteArtifactSequence": artifacts.delete_collection,
+        # collections of artifacts
+        "addAliases": collections.add_aliases,
+        "deleteAliases": collections.delete_aliases,
+        "createArtifactCollectionTagAssignments": collections.add_tags,
+        "deleteArtifactCollectionTagAssignments": collections.delete_tags,
+        "updateArtifactSequence": collections.update_sequence,
+        "moveArtifactSequence": collections.move_sequence,
+        "deleteArtifactSequence": collections.delete_sequence,
+        "updateArtifactPortfolio": collections.update_portfolio,
+        "deleteArtifactPortfolio": collections.delete_portfolio,
+        "linkArtifact": collections.link,
+        "unlinkArtifact": collections.unlink,
     },
 }
 
 
 def _schema():
     schema = build_schema((Path(__file__).parent / "schema.graphql").read_text())
-    for table in (OPERATIONS, projects.FIELDS, runs.FIELDS, sweeps.FIELDS, artifacts.FIELDS):
+    for table in (OPERATIONS, projects.FIELDS, runs.FIELDS, sweeps.FIELDS, artifacts.FIELDS, collections.FIELDS):
         for type_name, fields in table.items():
             for field, resolver in fields.items():
                 schema.type_map[type_name].fields[field].resolve = resolver
     for type_name, operations in OPERATIONS.items():
         assert set(operations) == set(schema.type_map[type_name].fields), f"schema.graphql and {type_name} differ"
-    for type_name in ("Project", "Run", "File", "Sweep", "Agent", *artifacts.KINDS):
+    for type_name in ("Project", "Run", "File", "Sweep", "Agent", "Artifact", "ArtifactAlias"):
         schema.type_map[type_name].fields["id"].resolve = lambda row, info, kind=type_name: node_id(kind, row["id"])
     schema.type_map["DateTime"].coerce_output_value = lambda at: datetime.fromtimestamp(at, UTC).strftime(
         "%Y-%m-%dT%H:%M:%SZ"
     )
-    schema.type_map["ArtifactCollection"].resolve_type = lambda *_: "ArtifactSequence"
+    schema.type_map["ArtifactCollection"].resolve_type = lambda collection, *_: collection["kind"]
     return schema
 
 

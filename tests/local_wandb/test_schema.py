@@ -16,8 +16,7 @@ from local_wandb.schema import SCHEMA
 # Teams and members, registries and portfolios, automations, launch queues: for one user on one machine there are none.
 NOT_ANSWERED = """
 GetTeamEntity CreateTeam CreateInvite DeleteInvite CreateServiceAccount SearchUsers CreateUserFromAdmin DeleteApiKey
-GenerateApiKey DeleteArtifactPortfolio UpdateArtifactPortfolio UpdateArtifactSequenceType AddArtifactCollectionTags
-DeleteArtifactCollectionTags LinkArtifact UnlinkArtifact FetchOrgInfoFromEntity FetchOrganization
+GenerateApiKey FetchOrgInfoFromEntity FetchOrganization
 FetchAdvancedRegistryFeatures RegistryVersions RegistryCollections FetchRegistry FetchRegistries RenameRegistry
 UpsertRegistry DeleteRegistry RegistryUserMembers RegistryTeamMembers CreateRegistryMembers DeleteRegistryMembers
 UpdateUserRegistryRole UpdateTeamRegistryRole GetAutomationsLegacy GetEntityAutomationsLegacy GetEntityAutomations
