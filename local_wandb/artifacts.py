@@ -8,8 +8,7 @@ from graphql import GraphQLError
 
 from local_wandb.collections import alias, aliases_of, changed_tags, make_collection, memberships, tags_of, type_of
 from local_wandb.nodes import connection, existing, node_id, owner, proper_path, row_id
-from local_wandb.projects import make_project
-from local_wandb.runs import named_run
+from local_wandb.projects import make_project, named_run
 from local_wandb.store import Store
 
 MANIFEST = "wandb_manifest.json"

@@ -2,6 +2,8 @@
 
 import time
 
+from graphql import GraphQLError
+
 from local_wandb.nodes import ENTITY, connection, node_id, proper_name
 
 
@@ -19,13 +21,23 @@ def entity(source, info, name: str | None = None) -> dict:
 
 CLIENT = "0.31.0"  # the wandb whose protocol this is
 FEATURES = (
-    "MARK_RUN_FILES_UPLOADED", "TOTAL_COUNT_IN_FILE_CONNECTION", "SWEEPS_QUERY_FILTERING", "ARTIFACT_TAGS",
-    "ARTIFACT_COLLECTIONS_FILTERING_SORTING", "ARTIFACT_MEMBERSHIP_IN_LINK_ARTIFACT_RESPONSE",
+    "MARK_RUN_FILES_UPLOADED", "UPDATE_RUN_STATE", "TOTAL_COUNT_IN_FILE_CONNECTION", "SWEEPS_QUERY_FILTERING",
+    "SWEEPS_LOCAL_SCHEDULER", "ARTIFACT_TAGS", "ARTIFACT_COLLECTIONS_FILTERING_SORTING",
+    "ARTIFACT_MEMBERSHIP_IN_LINK_ARTIFACT_RESPONSE",
 )  # fmt: skip
 
 
 def project(source, info, name=None, entityName=None) -> dict | None:
     return info.context.store.get("projects", entityName=entityName or ENTITY, name=name or "uncategorized")
+
+
+def named_run(info, input: dict) -> dict:
+    """The run that an input names. Raises GraphQLError where there is none."""
+    found = project(None, info, input["projectName"], input["entityName"])
+    run = found and info.context.store.get("runs", project=found["id"], name=input["runName"])
+    if not run:
+        raise GraphQLError(f"run {input['entityName']}/{input['projectName']}/{input['runName']} does not exist")
+    return run
 
 
 def make_project(info, name: str | None, entity: str | None) -> dict:

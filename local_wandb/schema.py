@@ -63,6 +63,7 @@ OPERATIONS = {
         "notifyScriptableRunAlert": runs.alert,
         # sweeps
         "upsertSweep": sweeps.upsert_sweep,
+        "enqueueSweepRun": sweeps.enqueue,
         "createAgent": sweeps.create_agent,
         "agentHeartbeat": sweeps.agent_heartbeat,
         # artifacts

@@ -197,8 +197,11 @@ class Store:
 
     # The three streams of a run. A retried chunk writes the same rows again, so it changes nothing.
 
-    def append_history(self, run: dict, offset: int, lines: list[str]) -> None:
-        """History rows, one per _step (the last one wins); keeps the run's key table and row count."""
+    def append_history(self, run: dict, offset: int, lines: list[str], merge: bool = False) -> None:
+        """History rows, one per _step; keeps the run's key table and row count.
+
+        A row takes the place of the one that its step has; with `merge` (several writers) only its keys do.
+        """
         rows, latest = [], {}
         for number, line in enumerate(lines, offset):
             row = json.loads(line)
@@ -210,6 +213,9 @@ class Store:
         between = "SELECT count(*) AS n FROM history WHERE run = ? AND step BETWEEN ? AND ?"
         with self.write() as db:
             before = db.execute(between, [run["id"], low, high]).fetchone()["n"]
+            if merge and before:
+                known = {row["_step"]: row for row in map(json.loads, self.history(run["id"], low, high + 1))}
+                rows = [(id, step, json.dumps(known.get(step, {}) | json.loads(line))) for id, step, line in rows]
             db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", rows)
             new = db.execute(between, [run["id"], low, high]).fetchone()["n"] - before
             known = db.execute("SELECT historyKeys FROM runs WHERE id = ?", [run["id"]]).fetchone()["historyKeys"]
@@ -231,6 +237,16 @@ class Store:
             self.update("runs", run["id"], historyKeys=None, historyLineCount=0)
             self.append_history(run, 0, lines)
         return self.get("runs", id=run["id"])
+
+    def restart(self, run: dict) -> dict:
+        """The run without anything that it has logged; its files stay until they are written again."""
+        with self.write() as db:
+            for table in ("history", "lines"):
+                db.execute(f"DELETE FROM {table} WHERE run = ?", [run["id"]])
+            nothing = dict.fromkeys(("historyKeys", "summaryMetrics", "systemMetrics", "exitcode", "tags", "notes"))
+            return self.update(
+                "runs", run["id"], **nothing, historyLineCount=0, shouldStop=0, state="running", createdAt=time.time()
+            )
 
     def append_lines(self, run: dict, stream: str, offset: int, lines: list[str]) -> None:
         """Lines of another stream (system metrics, console), each at its number."""

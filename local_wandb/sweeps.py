@@ -10,13 +10,14 @@ import yaml
 from graphql import GraphQLError
 
 from local_wandb import search
-from local_wandb.filters import matches
+from local_wandb.filters import matches, select
 from local_wandb.nodes import children, connection, existing, node_id, owner, row_id
 from local_wandb.projects import make_project
 from local_wandb.projects import project as find_project
-from local_wandb.runs import AGENT_LOST, LIVE, STARTED, lose, mark_lost
+from local_wandb.runs import AGENT_LOST, LIVE, STARTED, json_object, lose, mark_lost
 from local_wandb.store import Store
 
+STATES = ("PENDING", "RUNNING", "PAUSED", "FINISHED", "CANCELED")
 ATTEMPTS = 3  # runs that may be lost at one grid point before the point counts as tried
 LOST = ("crashed", "preempted")  # the machine's fault, so the point is offered again; `failed` is the script's
 
@@ -52,13 +53,24 @@ def upsert_sweep(source, info, input) -> dict:
     changes = {k: input[k] for k in ("description", "controller", "scheduler", "displayName") if input.get(k)}
     if input.get("state"):
         changes["state"] = input["state"].upper()
+        if changes["state"] not in STATES:
+            raise GraphQLError(f"sweep state {input['state']!r} is not one of {', '.join(STATES)}")
     if input.get("config"):
-        search.check(_parsed(input["config"]))
+        config = _parsed(input["config"])
+        search.check(config)
+        if "scheduler" in config:  # the run that `wandb sweep-scheduler` logs to
+            changes["controllerRunName"] = secrets.token_hex(4)
         changes["config"] = input["config"]
     with store.write():
         if input.get("id"):
             sweep = _sweep_by_id(info, input)
+            if sweep["controllerRunName"]:
+                changes.pop("controllerRunName", None)
             sweep = store.update("sweeps", sweep["id"], updatedAt=now, **changes)
+            if changes.get("state") == "CANCELED":
+                for run in store.find("runs", sweep=sweep["id"]):
+                    if run["state"] in LIVE:
+                        store.update("runs", run["id"], shouldStop=1, state="killed")
         else:
             if "config" not in changes:
                 raise GraphQLError("a new sweep needs a config")
@@ -67,7 +79,41 @@ def upsert_sweep(source, info, input) -> dict:
                 "sweeps", project=project["id"], name=secrets.token_hex(4), createdAt=now, updatedAt=now,
                 **{"state": "PENDING"} | changes,
             )  # fmt: skip
+        if input.get("priorRunsFilters"):
+            _take_in(store, sweep, json.loads(input["priorRunsFilters"]))
     return {"sweep": sweep, "configValidationWarnings": []}
+
+
+def _take_in(store: Store, sweep: dict, condition: dict) -> None:
+    """Makes runs that were there before part of the sweep: their points are taken, and bayes learns from them."""
+    runs = select(store.find("runs", project=sweep["project"]), condition, "+created_at")
+    if not runs:
+        raise GraphQLError("none of the prior runs exists in this project")
+    for run in runs:
+        store.update("runs", run["id"], sweep=sweep["id"], sweepName=sweep["name"])
+
+
+def enqueue(source, info, input) -> dict:
+    """A run that the next free agent takes before any point that the server would draw."""
+    store, now, name = info.context.store, time.time(), secrets.token_hex(4)
+    point = {
+        key: value if isinstance(value, dict) and "value" in value else {"value": value}
+        for key, value in json_object(input["config"], "config").items()
+    }
+    with store.write():
+        sweep = existing(info, "sweeps", "Sweep", input["id"])
+        if sweep["state"] in ("FINISHED", "CANCELED"):
+            raise GraphQLError(f"sweep {sweep['name']} is {sweep['state'].lower()}: it takes no more runs")
+        run = _new_run(store, sweep, name, point, input.get("displayName") or name, now)
+    return {"id": run["name"], "runQueueItemId": node_id("RunQueueItem", run["id"])}
+
+
+def _new_run(store: Store, sweep: dict, name: str, point: dict, display: str, now: float, agent: int | None = None):
+    return store.insert(
+        "runs", project=sweep["project"], name=name, displayName=display, state="pending", sweep=sweep["id"],
+        sweepName=sweep["name"], agent=agent, args=json.dumps(point), config=json.dumps(point), createdAt=now,
+        heartbeatAt=now, updatedAt=now,
+    )  # fmt: skip
 
 
 def _sweep_by_id(info, input: dict) -> dict:
@@ -151,6 +197,12 @@ def _commands(store: Store, agent: dict, sweep: dict, alive: set[str]) -> list[d
         if run["state"] == "preempted":
             store.update("runs", run["id"], state="pending", seen=0, agent=agent["id"], heartbeatAt=time.time())
             return [_command("resume", run["name"], config, json.loads(run["args"] or run["config"] or "{}"))]
+        if run["state"] == "pending" and run["agent"] is None and run["args"] and run["seen"] == 0:  # it was enqueued
+            store.update("runs", run["id"], agent=agent["id"], heartbeatAt=time.time())
+            store.update("sweeps", sweep["id"], state="RUNNING")
+            return [_command("run", run["name"], config, json.loads(run["args"]))]
+    if "scheduler" in config:
+        return []  # `wandb sweep-scheduler` enqueues the points and says when there are no more
     point = search.next_point(config, _used(runs), [_experience(store, run, config) for run in runs])
     if point is None:
         if any(run["state"] in LIVE and run["agent"] for run in runs):
@@ -160,11 +212,7 @@ def _commands(store: Store, agent: dict, sweep: dict, alive: set[str]) -> list[d
     now, name = time.time(), secrets.token_hex(4)
     with store.write():
         store.update("sweeps", sweep["id"], state="RUNNING")
-        store.insert(
-            "runs", project=sweep["project"], name=name, displayName=name, state="pending", sweep=sweep["id"],
-            sweepName=sweep["name"], agent=agent["id"], args=json.dumps(point), config=json.dumps(point),
-            createdAt=now, heartbeatAt=now,
-        )  # fmt: skip
+        _new_run(store, sweep, name, point, name, now, agent["id"])
     return [_command("run", name, config, point)]
 
 

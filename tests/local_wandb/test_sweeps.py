@@ -306,3 +306,40 @@ def test_the_agent_of_a_python_function(api, sweep):
     wandb.agent(sid, function=train, project=PROJECT, entity="local", count=3)
     assert rates == [0.1, 0.2, 0.3]
     assert set(states(sid).values()) == {"finished"}
+
+
+def test_prior_runs_belong_to_the_sweep(api):
+    with wandb.init(project=PROJECT, entity="local", id="before", config={"lr": 0.1}, reinit="create_new") as run:
+        run.log({"loss": 1})
+    sid = wandb.sweep(GRID, project=PROJECT, entity="local", prior_runs=["before"])
+    assert list(states(sid)) == ["before"]
+    assert Agent(api, sid).take()[1] == 0.2  # 0.1 has been tried
+    with pytest.raises(Exception, match="none of the prior runs exists"):
+        wandb.sweep(GRID, project=PROJECT, entity="local", prior_runs=["nobody"])
+
+
+def test_a_cancelled_sweep_kills_its_runs_at_once(server, api, sweep):
+    sid = sweep(GRID)
+    agent = Agent(api, sid)
+    name, _ = agent.take()
+    run = start(name, sid)
+    run.log({"loss": 1})
+    waiting, _ = Agent(api, sid).take()
+    assert server.run("wandb", "sweep", "--cancel", f"local/{PROJECT}/{sid}").returncode == 0
+    assert states(sid) == {name: "killed", waiting: "killed"}
+    run.log({"loss": 2})
+    run.config["late"] = True
+    time.sleep(2.5)  # the client streams every 2 s: what it sends does not bring the run back to life
+    assert states(sid)[name] == "killed"
+    run.finish(exit_code=1)
+    assert states(sid)[name] == "killed"
+    assert [row["loss"] for row in wandb.Api().run(f"local/{PROJECT}/{name}").scan_history()] == [1, 2]
+
+
+def test_an_enqueued_run_comes_before_the_grid(api, sweep):
+    sid = sweep(GRID)
+    name = api.sweep(f"local/{PROJECT}/{sid}").enqueue_run({"lr": {"value": 0.7}})
+    agent = Agent(api, sid)
+    assert agent.take() == (name, 0.7)
+    start(name, sid).finish()
+    assert agent.take()[1] == 0.1
