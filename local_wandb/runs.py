@@ -50,6 +50,7 @@ def upsert_bucket(source, info, input) -> dict:
     for column in ("config", "summaryMetrics"):
         if column in changes:
             json_object(changes[column], column)
+    _features(changes.get("config"))
     if input.get("tags") is not None:
         changes["tags"] = json.dumps(input["tags"])
     if not input.get("name"):  # by id: an edit from outside, the run's state is its own affair
@@ -96,7 +97,10 @@ OFFLINE, SYNC, SHARED, FORK, REWIND, SYNC2 = 4, 42, 67, 71, 72, 76
 
 
 def _features(config: str | None) -> set[int]:
-    return set(_telemetry(config).get("t", {}).get("3", []))
+    try:
+        return set(_telemetry(config).get("t", {}).get("3", []))
+    except (AttributeError, TypeError) as error:
+        raise ValueError("config: _wandb is not what a client writes there") from error
 
 
 def _telemetry(config: str | None) -> dict:

@@ -214,7 +214,7 @@ class Store:
         with self.write() as db:
             before = db.execute(between, [run["id"], low, high]).fetchone()["n"]
             if merge and before:
-                known = {row["_step"]: row for row in map(json.loads, self.history(run["id"], low, high + 1))}
+                known = {row.get("_step"): row for row in map(json.loads, self.history(run["id"], low, high + 1))}
                 rows = [(id, step, json.dumps(known.get(step, {}) | json.loads(line))) for id, step, line in rows]
             db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", rows)
             new = db.execute(between, [run["id"], low, high]).fetchone()["n"] - before

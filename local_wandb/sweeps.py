@@ -193,16 +193,23 @@ def _commands(store: Store, agent: dict, sweep: dict, alive: set[str]) -> list[d
         return stops
     if sweep["state"] == "FINISHED":
         return [{"type": "exit"}]
+    cap, begun = config.get("run_cap") or math.inf, [run for run in runs if not _waits(run)]
     for run in runs:
         if run["state"] == "preempted":
             store.update("runs", run["id"], state="pending", seen=0, agent=agent["id"], heartbeatAt=time.time())
             return [_command("resume", run["name"], config, json.loads(run["args"] or run["config"] or "{}"))]
-        if run["state"] == "pending" and run["agent"] is None and run["args"] and run["seen"] == 0:  # it was enqueued
+        if _waits(run) and len(begun) < cap:
             store.update("runs", run["id"], agent=agent["id"], heartbeatAt=time.time())
             store.update("sweeps", sweep["id"], state="RUNNING")
             return [_command("run", run["name"], config, json.loads(run["args"]))]
-    if "scheduler" in config:
-        return []  # `wandb sweep-scheduler` enqueues the points and says when there are no more
+    if "scheduler" in config:  # `wandb sweep-scheduler` enqueues the points and says when there are no more
+        if len(begun) < cap or any(run["state"] in LIVE for run in begun):
+            return []
+        for run in runs:  # enqueued beyond the run_cap
+            if _waits(run):
+                store.update("runs", run["id"], state="killed")
+        store.update("sweeps", sweep["id"], state="FINISHED")
+        return [{"type": "exit"}]
     point = search.next_point(config, _used(runs), [_experience(store, run, config) for run in runs])
     if point is None:
         if any(run["state"] in LIVE and run["agent"] for run in runs):
@@ -214,6 +221,11 @@ def _commands(store: Store, agent: dict, sweep: dict, alive: set[str]) -> list[d
         store.update("sweeps", sweep["id"], state="RUNNING")
         _new_run(store, sweep, name, point, name, now, agent["id"])
     return [_command("run", name, config, point)]
+
+
+def _waits(run: dict) -> bool:
+    """Whether a run was enqueued and no agent has taken it."""
+    return run["state"] == "pending" and run["agent"] is None and run["args"] is not None and run["seen"] == 0
 
 
 def _command(kind: str, run: str, config: dict, point: dict) -> dict:

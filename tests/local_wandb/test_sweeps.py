@@ -343,3 +343,25 @@ def test_an_enqueued_run_comes_before_the_grid(api, sweep):
     assert agent.take() == (name, 0.7)
     start(name, sid).finish()
     assert agent.take()[1] == 0.1
+
+
+def test_a_scheduler_draws_the_points(server, api, sweep, tmp_path):
+    """`wandb sweep-scheduler` with W&B's own engine, which optuna's and ax's share their protocol with."""
+    pytest.importorskip("sweeps")
+    sid = sweep(GRID | {"scheduler": {"engine": "wandb"}, "metric": {"name": "loss", "goal": "minimize"}})
+    agent = Agent(api, sid)
+    assert agent.beat() == []  # nobody has drawn a point yet
+    command = ["wandb", "sweep-scheduler", "--batch-size", "2", "--poll-interval", "1", f"local/{PROJECT}/{sid}"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=server.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as scheduler:
+        rates, deadline = [], time.time() + 60
+        while (commands := agent.beat()) != [{"type": "exit"}] and time.time() < deadline:
+            for command in commands:
+                rates.append(command["args"]["lr"]["value"])
+                with start(command["run_id"], sid) as run:
+                    run.log({"loss": rates[-1]})
+            time.sleep(0.2)
+        assert scheduler.wait(30) == 0, scheduler.stdout.read()
+    assert sorted(rates) == [0.1, 0.2, 0.3]
+    assert api.sweep(f"local/{PROJECT}/{sid}").state == "FINISHED" and set(states(sid).values()) == {"finished"}
