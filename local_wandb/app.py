@@ -22,12 +22,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from local_wandb import graphql, page
-from local_wandb.agents import SweepGone
-from local_wandb.artifacts import entry_file
+from local_wandb import page, schema
+from local_wandb.artifacts import entry_file, remove_outlived
 from local_wandb.nodes import Context
 from local_wandb.runs import mark_lost, stream
 from local_wandb.store import Store, Unavailable
+from local_wandb.sweeps import SweepGone
 
 MAX_BODY = 64 * 2**20  # bytes of one JSON request; the client's own limit for a file-stream chunk is 10 MB
 MAX_FILE = 8 * 2**30  # bytes of one uploaded file
@@ -46,6 +46,7 @@ def application(store: Store, key: str) -> Starlette:
             while True:
                 await asyncio.sleep(WATCH)
                 await run_in_threadpool(mark_lost, store)
+                await run_in_threadpool(remove_outlived, store)
 
         watching = asyncio.create_task(watch())
         yield
@@ -116,7 +117,7 @@ async def _json(request: Request) -> dict:
 async def _graphql(request: Request) -> Response:
     _authenticate(request)
     body = await _json(request)
-    result = await run_in_threadpool(graphql.answer, _context(request), body)
+    result = await run_in_threadpool(schema.answer, _context(request), body)
     for error in result.errors or ():
         expected = error.original_error is None or isinstance(error.original_error, GraphQLError | ValueError)
         log.warning("graphql: %s", error.message, exc_info=None if expected else error.original_error)

@@ -1,42 +1,49 @@
-"""Artifacts: versions of a collection of files, each with a manifest, aliases, a maker and users."""
+"""Artifacts: versions of a collection of files, each with a manifest, a maker and users."""
 
+import hashlib
 import json
 import time
 
 from graphql import GraphQLError
 
-from local_wandb.nodes import connection, existing, node_id, owner, proper_name, proper_path, row_id
-from local_wandb.projects import make_project
-from local_wandb.runs import named_run
+from local_wandb.collections import alias, aliases_of, changed_tags, make_collection, memberships, tags_of, type_of
+from local_wandb.nodes import connection, existing, node_id, owner, proper_path, row_id
+from local_wandb.projects import make_project, named_run
 from local_wandb.store import Store
 
-KINDS = ("Artifact", "ArtifactSequence", "ArtifactAlias")
 MANIFEST = "wandb_manifest.json"
+PATCH = "wandb_manifest.patch"  # one writer's part of a distributed artifact; each is a file of its own
+INHERIT, DISABLED = -1, -2  # the client's words for "no time to live of its own" and "kept for ever"
 
 
-def _create(source, info, input) -> dict:
+def by_id(source, info, id) -> dict:
+    return _artifact(info, id)
+
+
+def _artifact(info, node: str) -> dict:
+    return existing(info, "artifacts", "Artifact", node)
+
+
+def by_client(source, info, clientID) -> dict | None:
+    artifact = info.context.store.get("artifacts", clientID=clientID)
+    return artifact and {"serverID": node_id("Artifact", artifact["id"])}
+
+
+def create(source, info, input) -> dict:
     store, now = info.context.store, time.time()
+    if input.get("storageRegion") not in (None, "", "default"):
+        raise GraphQLError(
+            f"storage region {input['storageRegion']!r} is not part of local_wandb: it has one, 'default'"
+        )
     name = (input.get("artifactCollectionNames") or [input.get("artifactCollectionName") or ""])[0]
     with store.write():
         project = make_project(info, input["projectName"], input["entityName"])
-        collection = store.get("collections", project=project["id"], name=name)
-        if collection is None:
-            collection = store.insert(
-                "collections", project=project["id"], name=proper_name(name, "artifact"),
-                type=input["artifactTypeName"], createdAt=now, updatedAt=now,
-            )  # fmt: skip
-        if collection["type"] != input["artifactTypeName"]:
-            raise GraphQLError(
-                f"artifact {name!r} already exists with type {collection['type']!r}, not {input['artifactTypeName']!r}"
-            )
-        wanted = [alias["alias"] for alias in input.get("aliases") or []]
-        if input.get("enableDigestDeduplication"):
-            for same in store.find("artifacts", collection=collection["id"], digest=input["digest"], state="COMMITTED"):
-                _alias(store, same, ["latest", *wanted])
-                return {"artifact": same}
+        collection = make_collection(store, project, name, input["artifactTypeName"], "ArtifactSequence")
         run = named_run(info, input) if input.get("runName") else None
-        return {
-            "artifact": store.insert(
+        wanted = [one["alias"] for one in input.get("aliases") or []]
+        same = _same(store, collection, input)
+        if same is None:
+            same = store.insert(
                 "artifacts",
                 collection=collection["id"],
                 run=run and run["id"],
@@ -47,27 +54,68 @@ def _create(source, info, input) -> dict:
                 clientID=input.get("clientID"),
                 wanted=json.dumps(wanted),
                 historyStep=input.get("historyStep"),
+                tags=json.dumps(changed_tags([], input.get("tags"), None)),
+                ttlDurationSeconds=_ttl(input),
+                distributedID=input.get("distributedID"),
                 createdAt=now,
                 updatedAt=now,
             )
-        }
+        elif same["state"] == "COMMITTED":
+            alias(store, collection, same, ["latest", *wanted])
+            same = store.update(
+                "artifacts", same["id"], tags=json.dumps(changed_tags(tags_of(same, info), input.get("tags"), None))
+            )
+        if run:
+            _join(store, "outputs", same, run)
+        return {"artifact": same}
 
 
-def _artifact(info, node: str) -> dict:
-    return existing(info, "artifacts", "Artifact", node)
+def _same(store: Store, collection: dict, input) -> dict | None:
+    """The version that this one is: the same distributed one, or one of the same content."""
+    if input.get("distributedID"):
+        return store.get("artifacts", collection=collection["id"], distributedID=input["distributedID"])
+    versions = store.find("artifacts", collection=collection["id"], state="COMMITTED")
+    # An increment's digest says nothing about what the version holds, and only its manifest says that it is one.
+    if not input.get("enableDigestDeduplication") or any(version["base"] for version in versions):
+        return None
+    return next((version for version in versions if version["digest"] == input["digest"]), None)
 
 
-def _create_manifest(source, info, input) -> dict:
-    return {"artifactManifest": _manifest(_artifact(info, input["artifactID"]), info)}
+def _join(store: Store, table: str, artifact: dict, run: dict) -> None:
+    if not store.get(table, artifact=artifact["id"], run=run["id"]):
+        store.insert(table, artifact=artifact["id"], run=run["id"])
 
 
-def _update_manifest(source, info, input) -> dict:
-    return {"artifactManifest": _manifest(_artifact(info, input["artifactManifestID"]), info)}
+def _ttl(input) -> int | None:
+    seconds = input.get("ttlDurationSeconds")
+    return None if seconds in (None, 0, INHERIT, DISABLED) else int(seconds)
 
 
-def _manifest(artifact, info) -> dict:
-    """The manifest is a file of the artifact, so it has the artifact's id."""
-    return {"id": node_id("Artifact", artifact["id"]), "file": _file(info.context.store, artifact["id"], MANIFEST)}
+# Manifests. A client writes a FULL one, an INCREMENT to a version, or its PATCH of a distributed artifact; what is
+# read is always a full one, put together when the version is committed.
+
+
+def create_manifest(source, info, input) -> dict:
+    store = info.context.store
+    with store.write():
+        artifact = _artifact(info, input["artifactID"])
+        kind = input.get("type") or "FULL"
+        if kind == "INCREMENTAL":
+            base = input.get("baseArtifactID")
+            store.update("artifacts", artifact["id"], base=_artifact(info, base)["id"] if base else artifact["id"])
+        name = MANIFEST
+        if kind == "PATCH":
+            name = f"{PATCH}.{len(store.find('files', artifact=artifact['id']))}.json"
+        return {"artifactManifest": _manifest(_file(store, artifact["id"], name))}
+
+
+def update_manifest(source, info, input) -> dict:
+    file = existing(info, "files", "ArtifactManifest", input["artifactManifestID"])
+    return {"artifactManifest": _manifest(file)}
+
+
+def _manifest(file: dict) -> dict:
+    return {"id": node_id("ArtifactManifest", file["id"]), "file": file}
 
 
 def _file(store: Store, artifact: int, name: str, md5: str | None = None) -> dict:
@@ -78,7 +126,7 @@ def _file(store: Store, artifact: int, name: str, md5: str | None = None) -> dic
         return file
 
 
-def _create_files(source, info, input) -> dict:
+def create_files(source, info, input) -> dict:
     # A file is named by its content, so the same content under two names of a version is stored once.
     files = [
         _file(info.context.store, _artifact(info, spec["artifactID"])["id"], f"content/{spec['md5']}", spec["md5"])
@@ -88,11 +136,12 @@ def _create_files(source, info, input) -> dict:
     return {"files": connection(files, len(files))}
 
 
-def _commit(source, info, input) -> dict:
+def commit(source, info, input) -> dict:
     store = info.context.store
     with store.write():
         artifact = _artifact(info, input["artifactID"])
         if artifact["state"] == "PENDING":
+            artifact = _put_together(store, artifact)
             lacking = [entry for entry in _entries(store, artifact) if not (entry["blob"] or "ref" in entry)]
             if lacking:
                 raise GraphQLError(f"artifact lacks {lacking[0]['name']!r} and {len(lacking) - 1} more: not uploaded")
@@ -101,17 +150,31 @@ def _commit(source, info, input) -> dict:
             artifact = store.update(
                 "artifacts", artifact["id"], state="COMMITTED", versionIndex=index, updatedAt=time.time()
             )
-            _alias(store, artifact, ["latest", *json.loads(artifact["wanted"])])
+            collection = store.get("collections", id=artifact["collection"])
+            alias(store, collection, artifact, ["latest", *json.loads(artifact["wanted"])])
     return {"artifact": artifact}
 
 
-def _alias(store: Store, artifact: dict, names: list[str]) -> None:
-    for name in names:
-        alias = store.get("aliases", collection=artifact["collection"], alias=name)
-        if alias is None:
-            store.insert("aliases", collection=artifact["collection"], artifact=artifact["id"], alias=name)
-        else:
-            store.update("aliases", alias["id"], artifact=artifact["id"])
+def _put_together(store: Store, artifact: dict) -> dict:
+    """Writes the full manifest of an increment, or of several writers; the artifact with the digest of that."""
+    parts = [f for f in store.find("files", artifact=artifact["id"]) if f["name"].startswith(PATCH) and f["blob"]]
+    base = artifact["base"] and artifact["base"] != artifact["id"] and store.get("artifacts", id=artifact["base"])
+    if not parts and not base:
+        return artifact
+    own = _file(store, artifact["id"], MANIFEST)
+    contents, manifest = {}, None
+    if base:
+        born = {"birthArtifactID": node_id("Artifact", base["id"])}
+        inherited = store.get("files", artifact=base["id"], name=MANIFEST)
+        contents = {name: born | entry for name, entry in json.loads(store.read(inherited))["contents"].items()}
+        parts = [own]
+    for part in parts:
+        manifest = json.loads(store.read(part))
+        contents |= manifest["contents"]
+    store.write_file(own["id"], json.dumps(manifest | {"contents": contents}).encode())
+    lines = "".join(f"{name}:{contents[name]['digest']}\n" for name in sorted(contents))
+    digest = hashlib.md5(b"wandb-artifact-manifest-v1\n" + lines.encode(), usedforsecurity=False).hexdigest()
+    return store.update("artifacts", artifact["id"], digest=digest)
 
 
 def _entries(store: Store, artifact: dict) -> list[dict]:
@@ -119,7 +182,7 @@ def _entries(store: Store, artifact: dict) -> list[dict]:
     manifest = store.get("files", artifact=artifact["id"], name=MANIFEST)
     if not (manifest and manifest["blob"]):
         return []
-    contents = json.loads((store.blobs / manifest["blob"]).read_bytes())["contents"]
+    contents = json.loads(store.read(manifest))["contents"]
     entries = []
     for name, entry in sorted(contents.items()):
         proper_path(name)
@@ -134,177 +197,91 @@ def _entries(store: Store, artifact: dict) -> list[dict]:
     return entries
 
 
-def _files(membership, info, names=None, after=None, first=None) -> dict:
-    entries = _entries(info.context.store, membership["artifact"])
-    return connection([entry for entry in entries if not names or entry["name"] in names], first, after)
+def entry_file(store: Store, birth: str, digest: str) -> dict | None:
+    """The file with this MD5 (base64) that the artifact of this opaque id brought."""
+    return store.get("files", artifact=row_id("Artifact", birth), name=f"content/{digest}")
 
 
-def _update(source, info, input) -> dict:
+def entries(store: Store, artifact: dict) -> list[dict]:
+    """The files of a version by name, for the page."""
+    return _entries(store, artifact)
+
+
+# Changes
+
+
+def update(source, info, input) -> dict:
     store = info.context.store
     artifact = _artifact(info, input["artifactID"])
     changes = {key: input[key] for key in ("description", "metadata") if input.get(key) is not None}
+    if input.get("ttlDurationSeconds") is not None:
+        changes["ttlDurationSeconds"] = _ttl(input)
+    tags = changed_tags(tags_of(artifact, info), input.get("tagsToAdd"), input.get("tagsToDelete"))
     with store.write():
-        artifact = store.update("artifacts", artifact["id"], updatedAt=time.time(), **changes)
+        artifact = store.update("artifacts", artifact["id"], updatedAt=time.time(), tags=json.dumps(tags), **changes)
         if input.get("aliases") is not None:
-            wanted = [alias["alias"] for alias in input["aliases"]]
-            for alias in store.find("aliases", artifact=artifact["id"]):
-                if alias["alias"] not in wanted:
-                    store.delete("aliases", alias["id"])
-            _alias(store, artifact, wanted)
+            wanted = [one["alias"] for one in input["aliases"]]
+            for known in store.find("aliases", artifact=artifact["id"], collection=artifact["collection"]):
+                if known["alias"] not in wanted:
+                    store.delete("aliases", known["id"])
+            alias(store, store.get("collections", id=artifact["collection"]), artifact, wanted)
     return {"artifact": artifact}
 
 
-def _delete(source, info, input) -> dict:
-    store = info.context.store
+def delete(source, info, input) -> dict:
     artifact = _artifact(info, input["artifactID"])
-    with store.write():
-        aliases = store.find("aliases", artifact=artifact["id"])
-        if any(a["alias"] != "latest" for a in aliases) and not input.get("deleteAliases"):
-            raise GraphQLError("the artifact has aliases; delete_aliases=True deletes them with it")
-        for alias in aliases:
-            store.delete("aliases", alias["id"])
-        store.update("artifacts", artifact["id"], state="DELETED")
-        others = [a for a in store.find("artifacts", collection=artifact["collection"]) if a["state"] == "COMMITTED"]
-        if any(a["alias"] == "latest" for a in aliases) and others:
-            _alias(store, max(others, key=lambda a: a["versionIndex"]), ["latest"])
-        kept = {entry["id"] for other in others for entry in _entries(store, other)}  # a later version may share a file
-        for file in store.find("files", artifact=artifact["id"]):
-            if file["id"] not in kept:
-                store.delete("files", file["id"])
-    return {"artifact": artifact}
+    with info.context.store.write():
+        if artifact["state"] == "DELETED":
+            raise GraphQLError(f"artifact {input['artifactID']!r} has been deleted")
+        named = [a["alias"] for a in aliases_of(artifact, info) if a["alias"] != "latest"]
+        if named and not input.get("deleteAliases"):
+            raise GraphQLError(f"artifact has aliases {', '.join(named)}; delete_aliases=True deletes them with it")
+        return {"artifact": remove(info.context.store, artifact)}
 
 
-def _use(source, info, input) -> dict:
+def remove(store: Store, artifact: dict) -> dict:
+    """Deletes a version, its aliases and links; `latest` goes to the newest that is left."""
+    known = store.find("aliases", artifact=artifact["id"])
+    for one in known + store.find("links", artifact=artifact["id"]):
+        store.delete("aliases" if "alias" in one else "links", one["id"])
+    deleted = store.update("artifacts", artifact["id"], state="DELETED")
+    others = [a for a in store.find("artifacts", collection=artifact["collection"]) if a["state"] == "COMMITTED"]
+    if any(a["alias"] == "latest" for a in known) and others:
+        newest = max(others, key=lambda a: a["versionIndex"])
+        alias(store, store.get("collections", id=artifact["collection"]), newest, ["latest"])
+    kept = {entry["id"] for other in others for entry in _entries(store, other)}  # a later version may share a file
+    for file in store.find("files", artifact=artifact["id"]):
+        if file["id"] not in kept:
+            store.delete("files", file["id"])
+    return deleted
+
+
+def remove_outlived(store: Store) -> None:
+    """Deletes the versions whose time to live is over; not those that are linked to another collection, as W&B does."""
+    now = time.time()
+    for artifact in store.find_where("artifacts", "state = 'COMMITTED' AND createdAt + ttlDurationSeconds < ?", now):
+        if not store.find("links", artifact=artifact["id"]):
+            with store.write():
+                remove(store, artifact)
+
+
+def use(source, info, input) -> dict:
     store, artifact, run = info.context.store, _artifact(info, input["artifactID"]), named_run(info, input)
     with store.write():
-        if not store.get("uses", artifact=artifact["id"], run=run["id"]):
-            store.insert("uses", artifact=artifact["id"], run=run["id"])
+        _join(store, "uses", artifact, run)
     return {"artifact": artifact}
-
-
-def _add_aliases(source, info, input) -> dict:
-    with info.context.store.write():
-        _alias(info.context.store, _artifact(info, input["artifactID"]), [a["alias"] for a in input["aliases"]])
-    return {"success": True}
-
-
-def _delete_aliases(source, info, input) -> dict:
-    store, artifact = info.context.store, _artifact(info, input["artifactID"])
-    for wanted in input["aliases"]:
-        alias = store.get("aliases", artifact=artifact["id"], alias=wanted["alias"])
-        if alias:
-            store.delete("aliases", alias["id"])
-    return {"success": True}
-
-
-def _update_collection(source, info, input) -> dict:
-    collection = existing(info, "collections", "ArtifactSequence", input["artifactSequenceID"])
-    changes = {key: input[key] for key in ("name", "description") if input.get(key) is not None}
-    changed = info.context.store.update("collections", collection["id"], updatedAt=time.time(), **changes)
-    return {"artifactCollection": changed}
-
-
-def _delete_collection(source, info, input) -> dict:
-    collection = existing(info, "collections", "ArtifactSequence", input["artifactSequenceID"])
-    info.context.store.delete("collections", collection["id"])
-    return {"artifactCollection": collection | {"state": "DELETED"}}
 
 
 # Reading
 
 
-def _membership(collection, info, aliasName) -> dict | None:
-    """The version that an alias, or v0, v1, ... names."""
-    store = info.context.store
-    alias = store.get("aliases", collection=collection["id"], alias=aliasName)
-    if alias:
-        artifact = store.get("artifacts", id=alias["artifact"])
-    elif aliasName[:1] == "v" and aliasName[1:].isdigit():
-        artifact = store.get(
-            "artifacts", collection=collection["id"], versionIndex=int(aliasName[1:]), state="COMMITTED"
-        )
-    else:
-        artifact = store.get("artifacts", collection=collection["id"], digest=aliasName, state="COMMITTED")
-    return artifact and _member(collection, info, artifact)
+def _of_run(table: str):
+    def artifacts_of(run, info, after=None, first=None) -> dict:
+        store = info.context.store
+        found = [store.get("artifacts", id=row["artifact"]) for row in store.find(table, run=run["id"])]
+        return connection([a for a in found if a["state"] == "COMMITTED"], first, after)
 
-
-def _member(collection, info, artifact: dict) -> dict:
-    return {
-        "id": node_id("ArtifactCollectionMembership", artifact["id"]), "versionIndex": artifact["versionIndex"],
-        "createdAt": artifact["createdAt"], "aliases": _aliases(artifact, info), "artifactCollection": collection,
-        "artifact": artifact,
-    }  # fmt: skip
-
-
-def _aliases(artifact, info) -> list[dict]:
-    return info.context.store.find("aliases", artifact=artifact["id"])
-
-
-def _named_membership(project, info, name) -> dict | None:
-    collection_name, _, alias = name.partition(":")
-    collection = _collection(project, info, collection_name)
-    return collection and _membership(collection, info, alias or "latest")
-
-
-def _collection(project, info, name) -> dict | None:
-    return info.context.store.get("collections", project=project["id"], name=name)
-
-
-def _collections(project, info, filters=None, after=None, first=None, order=None) -> dict:
-    return connection(info.context.store.find("collections", project=project["id"]), first, after)
-
-
-def _type(project, info, name) -> dict | None:
-    kinds = [kind for kind in _types(project, info)["edges"] if kind["node"]["name"] == name]
-    return kinds[0]["node"] if kinds else None
-
-
-def _types(project, info, after=None, first=None) -> dict:
-    kinds = {}
-    for collection in info.context.store.find("collections", project=project["id"]):
-        kinds.setdefault(collection["type"], _type_of(collection, info))
-    return connection(list(kinds.values()), first, after)
-
-
-def _type_of(collection, info) -> dict:
-    return {
-        "id": node_id("ArtifactType", collection["id"]), "name": collection["type"],
-        "createdAt": collection["createdAt"], "project": collection["project"],
-    }  # fmt: skip
-
-
-def _collection_of_type(kind, info, name) -> dict | None:
-    return info.context.store.get("collections", project=kind["project"], name=name, type=kind["name"])
-
-
-def _collections_of_type(kind, info, filters=None, after=None, first=None, order=None) -> dict:
-    rows = info.context.store.find("collections", project=kind["project"], type=kind["name"])
-    return connection(rows, first, after)
-
-
-def _versions(collection, info, after=None, first=None, order=None, filters=None) -> dict:
-    rows = info.context.store.find("artifacts", collection=collection["id"], state="COMMITTED")
-    rows.sort(key=lambda row: row["versionIndex"], reverse=not (order or "").startswith("+"))
-    page = connection(rows, first, after)
-    for edge in page["edges"]:
-        edge["version"] = f"v{edge['node']['versionIndex']}"
-    return page
-
-
-def _latest(collection, info) -> dict | None:
-    member = _membership(collection, info, "latest")
-    return member and member["artifact"]
-
-
-def _outputs(run, info, after=None, first=None) -> dict:
-    return connection(info.context.store.find("artifacts", run=run["id"], state="COMMITTED"), first, after)
-
-
-def _inputs(run, info, after=None, first=None) -> dict:
-    store = info.context.store
-    return connection(
-        [store.get("artifacts", id=use["artifact"]) for use in store.find("uses", run=run["id"])], first, after
-    )
+    return artifacts_of
 
 
 def _used_by(artifact, info) -> dict:
@@ -312,77 +289,45 @@ def _used_by(artifact, info) -> dict:
     return connection([store.get("runs", id=use["run"]) for use in store.find("uses", artifact=artifact["id"])])
 
 
-def _by_client(source, info, clientID) -> dict | None:
-    artifact = info.context.store.get("artifacts", clientID=clientID)
-    return artifact and {"serverID": node_id("Artifact", artifact["id"])}
+def _current_manifest(artifact, info) -> dict | None:
+    file = info.context.store.get("files", artifact=artifact["id"], name=MANIFEST)
+    return file and _manifest(file)
 
 
-def entry_file(store: Store, birth: str, digest: str) -> dict | None:
-    """The file with this MD5 (base64) that the artifact of this opaque id brought."""
-    return store.get("files", artifact=row_id("Artifact", birth), name=f"content/{digest}")
+def _commit_hash(artifact, info) -> str | None:
+    """Names a version by its content and those before it, as a commit does."""
+    if artifact["versionIndex"] is None:
+        return None
+    rows = info.context.store.find("artifacts", order="versionIndex", collection=artifact["collection"])
+    chain = [
+        a["digest"] for a in rows if a["versionIndex"] is not None and a["versionIndex"] <= artifact["versionIndex"]
+    ]
+    return hashlib.sha256(f"{artifact['collection']} {chain}".encode()).hexdigest()[:20]
 
 
-RESOLVERS = {
-    "Query": {
-        "artifact": lambda source, info, id: _artifact(info, id),
-        "artifactCollection": lambda source, info, id: existing(info, "collections", "ArtifactSequence", id),
-        "clientIDMapping": _by_client,
-    },
-    "Mutation": {
-        "createArtifact": _create,
-        "createArtifactManifest": _create_manifest,
-        "updateArtifactManifest": _update_manifest,
-        "createArtifactFiles": _create_files,
-        "commitArtifact": _commit,
-        "updateArtifact": _update,
-        "deleteArtifact": _delete,
-        "useArtifact": _use,
-        "addAliases": _add_aliases,
-        "deleteAliases": _delete_aliases,
-        "updateArtifactSequence": _update_collection,
-        "deleteArtifactSequence": _delete_collection,
-    },
-    "Project": {
-        "artifact": lambda project, info, name: (_named_membership(project, info, name) or {}).get("artifact"),
-        "artifactCollectionMembership": _named_membership,
-        "artifactCollection": _collection,
-        "artifactCollections": _collections,
-        "artifactType": _type,
-        "artifactTypes": _types,
-    },
-    "Run": {"outputArtifacts": _outputs, "inputArtifacts": _inputs},
+FIELDS = {
+    "Run": {"outputArtifacts": _of_run("outputs"), "inputArtifacts": _of_run("uses")},
     "File": {"artifact": owner("artifacts", "artifact")},
-    "ArtifactType": {"artifactCollection": _collection_of_type, "artifactCollections": _collections_of_type},
-    "ArtifactSequence": {
-        "project": owner("projects", "project"),
-        "defaultArtifactType": _type_of,
-        "state": lambda collection, info: collection.get("state", "READY"),
-        "tags": lambda collection, info: {"edges": []},
-        "aliases": lambda collection, info, after=None, first=None: connection(
-            info.context.store.find("aliases", collection=collection["id"]), first, after
+    "ArtifactCollectionMembership": {
+        "files": lambda membership, info, names=None, after=None, first=None: connection(
+            [e for e in _entries(info.context.store, membership["artifact"]) if not names or e["name"] in names],
+            first, after,
         ),
-        "artifacts": _versions,
-        "artifactMembership": _membership,
-        "latestArtifact": _latest,
-        "digestAlgorithm": lambda collection, info: "MANIFEST_MD5",
     },
-    "ArtifactCollectionMembership": {"files": _files},
-    "ArtifactAlias": {"artifactCollection": owner("collections", "collection")},
     "Artifact": {
         "artifactSequence": owner("collections", "collection"),
-        "artifactType": lambda artifact, info: _type_of(owner("collections", "collection")(artifact, info), info),
+        "artifactType": lambda artifact, info: type_of(owner("collections", "collection")(artifact, info), info),
         "size": lambda artifact, info: sum(entry["sizeBytes"] for entry in _entries(info.context.store, artifact)),
         "fileCount": lambda artifact, info: len(_entries(info.context.store, artifact)),
         "digestAlgorithm": lambda artifact, info: "MANIFEST_MD5",
-        "tags": lambda artifact, info: [],
-        "ttlDurationSeconds": lambda artifact, info: -1,  # kept for ever
-        "ttlIsInherited": lambda artifact, info: True,
-        "aliases": _aliases,
-        "artifactMemberships": lambda artifact, info: connection(
-            [_member(owner("collections", "collection")(artifact, info), info, artifact)]
-        ),
-        "currentManifest": _manifest,
+        "commitHash": _commit_hash,
+        "tags": lambda artifact, info: [{"id": f"Tag:{tag}", "name": tag} for tag in tags_of(artifact, info)],
+        "ttlDurationSeconds": lambda artifact, info: artifact["ttlDurationSeconds"] or INHERIT,
+        "ttlIsInherited": lambda artifact, info: artifact["ttlDurationSeconds"] is None,
+        "aliases": aliases_of,
+        "artifactMemberships": memberships,
+        "currentManifest": _current_manifest,
         "createdBy": owner("runs", "run"),
         "usedBy": _used_by,
     },
-}
+}  # fmt: skip

@@ -5,12 +5,16 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import regex
+
+from local_wandb.nodes import ENTITY
+
 COLUMNS = {
     "created_at": "createdAt", "heartbeat_at": "heartbeatAt", "display_name": "displayName", "sweep": "sweepName",
     "job_type": "jobType", "group": "group", "name": "name", "state": "state", "notes": "notes",
     "description": "description", "host": "host", "createdAt": "createdAt", "heartbeatAt": "heartbeatAt",
     "displayName": "displayName", "jobType": "jobType", "tags": "tags", "updatedAt": "updatedAt",
-    "exitcode": "exitcode", "username": "entityName",
+    "exitcode": "exitcode", "entity": "entityName", "updated_at": "updatedAt",
 }  # fmt: skip
 
 
@@ -65,6 +69,18 @@ def _compare(test: Callable) -> Callable:
     return compare
 
 
+REGEX_TIME = 0.2  # s for one value: (a+)+$ would take years
+
+
+def _search(pattern: str, text: str) -> bool:
+    try:
+        return regex.search(pattern, text, timeout=REGEX_TIME, concurrent=True) is not None
+    except regex.error as error:
+        raise ValueError(f"$regex {pattern!r}: {error}") from error
+    except TimeoutError as error:
+        raise ValueError(f"$regex {pattern!r} takes longer than {REGEX_TIME} s for one value") from error
+
+
 OPERATORS: dict[str, Callable] = {
     "$eq": _equal,
     "$ne": lambda found, wanted: not _equal(found, wanted),
@@ -74,7 +90,7 @@ OPERATORS: dict[str, Callable] = {
     "$lte": _compare(lambda found, wanted: found <= wanted),
     "$gt": _compare(lambda found, wanted: found > wanted),
     "$gte": _compare(lambda found, wanted: found >= wanted),
-    "$regex": lambda found, wanted: isinstance(found, str) and re.search(wanted, found) is not None,
+    "$regex": lambda found, wanted: isinstance(found, str) and _search(wanted, found),
     "$exists": lambda found, wanted: (found is not None) == bool(wanted),
     "$not": lambda found, test: not all(OPERATORS[o](found, w) for o, w in test.items()),
 }
@@ -89,12 +105,23 @@ def value(row: dict, path: str):
         return _inside(json.loads(row["summaryMetrics"] or "{}"), rest)
     if head == "tags":
         return json.loads(row["tags"] or "[]") if not rest else rest in json.loads(row["tags"] or "[]")
+    if head in ("username", "user"):
+        return ENTITY  # one key for one group of people: whatever there is, is theirs
+    if head == "duration":
+        return duration(row)
     if head not in COLUMNS or COLUMNS[head] not in row:
         raise ValueError(f"cannot filter or sort by {path!r}")
     found = row[COLUMNS[head]]
-    if head in ("created_at", "createdAt", "heartbeat_at", "heartbeatAt", "updatedAt"):
-        return datetime.fromtimestamp(found, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+    if COLUMNS[head] in ("createdAt", "heartbeatAt", "updatedAt"):
+        return found and datetime.fromtimestamp(found, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
     return found
+
+
+def duration(run: dict) -> float:
+    """Seconds that the run took: by its own count, which a later upload keeps, else until it was last heard of."""
+    own = json.loads(run["summaryMetrics"] or "{}").get("_wandb")
+    runtime = own.get("runtime") if isinstance(own, dict) else None
+    return runtime if isinstance(runtime, int | float) else run["heartbeatAt"] - run["createdAt"]
 
 
 def _inside(values: dict, path: str, wrapped: bool = False):

@@ -8,9 +8,10 @@ import time
 
 from graphql import GraphQLError
 
+from local_wandb.artifacts import remove as remove_artifact
 from local_wandb.filters import like, select
-from local_wandb.nodes import Context, connection, existing, node_id, owner, proper_name, proper_path
-from local_wandb.projects import make_project, user
+from local_wandb.nodes import Context, connection, existing, node_id, owner, proper_name, proper_path, row_id
+from local_wandb.projects import make_project, named_run, user
 from local_wandb.projects import project as find_project
 from local_wandb.store import Store
 
@@ -26,7 +27,9 @@ def _runs(project, info, filters=None, order=None, after=None, first=None) -> di
 
 
 def _matching(project: dict, info, condition: str | None, order: str | None) -> list[dict]:
-    runs = info.context.store.find("runs", project=project["id"])
+    runs = [
+        run | {"entityName": project["entityName"]} for run in info.context.store.find("runs", project=project["id"])
+    ]
     return select(runs, json.loads(condition or "{}"), order or "+created_at")
 
 
@@ -41,14 +44,18 @@ BUCKET = {  # input field -> column, where a null means "leave it"
 }  # fmt: skip
 
 
-def _upsert_bucket(source, info, input) -> dict:
+def upsert_bucket(source, info, input) -> dict:
     store, now = info.context.store, time.time()
     changes = {column: input[field] for field, column in BUCKET.items() if input.get(field) is not None}
+    for column in ("config", "summaryMetrics"):
+        if column in changes:
+            json_object(changes[column], column)
+    _features(changes.get("config"))
     if input.get("tags") is not None:
         changes["tags"] = json.dumps(input["tags"])
     if not input.get("name"):  # by id: an edit from outside, the run's state is its own affair
         run = existing(info, "runs", "Run", input.get("id") or "")
-        return {"bucket": store.update("runs", run["id"], **changes) if changes else run, "inserted": False}
+        return {"bucket": store.update("runs", run["id"], updatedAt=now, **changes), "inserted": False}
     with store.write():
         project = make_project(info, input.get("modelName"), input.get("entityName"))
         run = store.get("runs", project=project["id"], name=input["name"])
@@ -58,6 +65,10 @@ def _upsert_bucket(source, info, input) -> dict:
                 "runs", project=project["id"], name=proper_name(input["name"], "run"), displayName=input["name"],
                 state="running", createdAt=now, heartbeatAt=now,
             )  # fmt: skip
+        elif _starts_anew(input):
+            run = store.restart(run)
+        if inserted or not run["historyLineCount"]:
+            run = _with_ancestors(store, project, run, input)
         if input.get("sweep"):  # said once, in the first of a run's calls
             sweep = store.get("sweeps", project=project["id"], name=input["sweep"])
             if sweep is None:  # `wandb sync` of a sweep that ran against another server: the runs stay together
@@ -75,33 +86,87 @@ def _upsert_bucket(source, info, input) -> dict:
             changes["state"] = input["state"]
         elif run["state"] in ("pending", "preempted", "crashed"):
             changes["state"] = "running"
-        elif run["state"] == "killed":  # resumed: the old wish to stop it is past
+        elif run["state"] == "killed" and input.get("jobProgram"):  # begun again: the old wish to stop it is past
             changes |= {"state": "running", "shouldStop": 0}
-        run = store.update("runs", run["id"], heartbeatAt=now, seen=HEARD, **changes)
+        run = store.update("runs", run["id"], heartbeatAt=now, updatedAt=now, seen=HEARD, **changes)
     return {"bucket": run, "inserted": inserted}
+
+
+# Of the client's telemetry (wandb_telemetry.proto, Feature): a run's first call says how it was begun.
+OFFLINE, SYNC, SHARED, FORK, REWIND, SYNC2 = 4, 42, 67, 71, 72, 76
+
+
+def _features(config: str | None) -> set[int]:
+    try:
+        return set(_telemetry(config).get("t", {}).get("3", []))
+    except (AttributeError, TypeError) as error:
+        raise ValueError("config: _wandb is not what a client writes there") from error
+
+
+def _telemetry(config: str | None) -> dict:
+    return json.loads(config or "{}").get("_wandb", {}).get("value", {})
+
+
+def _begun(input) -> set[int] | None:
+    """The features of a run's first call; None of a later one, which says nothing of the program but its machine."""
+    own = _telemetry(input.get("config"))
+    return _features(input["config"]) if input.get("jobProgram") and "t" in own and "e" not in own else None
+
+
+def _starts_anew(input) -> bool:
+    """Whether an id is used again without `resume`, which would bring the run's opaque id: W&B starts the run anew."""
+    begun = _begun(input)
+    return begun is not None and not input.get("id") and not begun & {OFFLINE, SYNC, SHARED, REWIND, SYNC2}
+
+
+def _with_ancestors(store: Store, project: dict, run: dict, input) -> dict:
+    """A forked run begins with the rows of its parent, which has those of its own, up to the step of the fork."""
+    if FORK not in (_begun(input) or ()):
+        return run
+    point = _telemetry(input["config"])["branch_point"]
+    parent = store.get("runs", project=project["id"], name=point["run_id"])
+    if parent is None:
+        raise GraphQLError(f"run {point['run_id']!r} does not exist, so it cannot be forked")
+    store.append_history(run, 0, store.history(parent["id"], 0, int(point["step"]) + 1))
+    return store.get("runs", id=run["id"])
+
+
+def json_object(text: str, what: str) -> dict:
+    """The object that a JSON text is. Raises ValueError where it is none: it would break whoever reads it."""
+    try:
+        value = json.loads(text)
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{what} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is not a JSON object")
+    return value
 
 
 def stream(context: Context, run: dict, body: dict) -> dict:
     """Stores one file-stream request of a run and answers what the client reads."""
-    store, changes = context.store, {"heartbeatAt": time.time(), "seen": HEARD}
+    store, now = context.store, time.time()
+    changes = {"heartbeatAt": now, "updatedAt": now, "seen": HEARD}
     with store.write():
         run = store.get("runs", id=run["id"])  # as it is now that nobody else can change it
         for name, chunk in (body.get("files") or {}).items():
             offset, lines = chunk.get("offset", 0), chunk.get("content") or []
             if name == "wandb-history.jsonl":
-                store.append_history(run, offset, lines)
+                store.append_history(run, offset, lines, merge=SHARED in _features(run["config"]))
             elif name == "wandb-summary.json":
+                json_object(lines[-1], "the summary")
                 changes["summaryMetrics"] = lines[-1]
             else:
                 store.append_lines(run, name, offset, lines)
                 if name == "wandb-events.jsonl" and lines:
+                    json_object(lines[-1], "the last system metric")
                     changes["systemMetrics"] = lines[-1]
         preempting = bool(body.get("preempting")) or run["state"] == "preempting"
+        killed = run["state"] == "killed" and run["shouldStop"]  # its sweep was cancelled; the process may not know yet
         if body.get("complete"):
             code = changes["exitcode"] = int(body.get("exitcode") or 0)
             lost = "preempted" if preempting else "killed" if run["shouldStop"] else "failed"
-            changes["state"] = lost if code else "finished"
-        else:
+            changes["state"] = lost if code or killed else "finished"
+        elif not killed:
             changes["state"] = "preempting" if preempting else "running"
         store.update("runs", run["id"], **changes)
     return {"stopped": bool(run["shouldStop"])}
@@ -126,19 +191,23 @@ def mark_lost(store: Store) -> None:
 def lose(store: Store, run: dict) -> None:
     """A live run that ended without a last word."""
     state = "preempted" if run["state"] == "preempting" else "killed" if run["shouldStop"] else "crashed"
+    if store.get("sweeps", project=run["project"], controllerRunName=run["name"]):
+        state = "finished"  # `wandb sweep-scheduler` never says that it is done
     store.update("runs", run["id"], state=state)
 
 
-def _edit_state(source, info, input) -> dict:
+def update_state(source, info, input) -> dict:
     run, state = existing(info, "runs", "Run", input["id"]), input["state"]
     allowed = {"pending": ("running", "failed", "crashed", "preempted"), "failed": ("pending", "running")}
-    if run["state"] not in allowed.get(state, ()) or run["sweep"]:
-        raise GraphQLError(f"run {run['name']} cannot go from {run['state']} to {state}")
+    if run["sweep"]:
+        raise GraphQLError(f"cannot update the state of run {run['name']}: it is a sweep run")
+    if run["state"] not in allowed.get(state, ()):
+        raise GraphQLError(f"invalid state transition of run {run['name']}: from {run['state']!r} to {state!r}")
     info.context.store.update("runs", run["id"], state=state)
     return {"success": True}
 
 
-def _alert(source, info, input) -> dict:
+def alert(source, info, input) -> dict:
     run, severity = named_run(info, input), input.get("severity") or "INFO"
     log.warning("alert of run %s, %s: %s: %s", run["name"], severity, input["title"], input["text"])
     info.context.store.insert(
@@ -147,12 +216,12 @@ def _alert(source, info, input) -> dict:
     return {"success": True}
 
 
-def _stop_run(source, info, input) -> dict:
+def stop_run(source, info, input) -> dict:
     info.context.store.update("runs", existing(info, "runs", "Run", input["id"])["id"], shouldStop=1)
     return {"success": True}
 
 
-def _rewind(source, info, input) -> dict:
+def rewind(source, info, input) -> dict:
     """Forgets the history after a step, so that the run can go on from there."""
     if input["metricName"] != "_step":
         raise GraphQLError(f"a run is rewound to a _step, not to a {input['metricName']!r}")
@@ -163,13 +232,21 @@ def _rewind(source, info, input) -> dict:
     return {"rewoundRun": info.context.store.rewind(run, int(input["metricValue"]))}
 
 
-def _delete_run(source, info, input) -> dict:
-    info.context.store.delete("runs", existing(info, "runs", "Run", input["id"])["id"])
+def delete_run(source, info, input) -> dict:
+    store = info.context.store
+    run = store.get("runs", id=row_id("Run", input["id"]))
+    if run is None:
+        raise GraphQLError(f"run {input['id']!r} does not exist; it has been deleted before")
+    with store.write():
+        if input.get("deleteArtifacts"):
+            for artifact in store.find("artifacts", run=run["id"]):
+                remove_artifact(store, artifact)
+        store.delete("runs", run["id"])
     return {}
 
 
 def _wandb_config(run, info, keys=None) -> str:
-    own = json.loads(run["config"] or "{}").get("_wandb", {}).get("value", {})
+    own = _telemetry(run["config"])
     return json.dumps({key: own[key] for key in keys or own if key in own})
 
 
@@ -250,7 +327,7 @@ def _files(run, info, names=None, pattern=None, after=None, first=None) -> dict:
     return connection(files, first, after)
 
 
-def _create_run_files(source, info, input) -> dict:
+def create_run_files(source, info, input) -> dict:
     store = info.context.store
     run = named_run(info, input)
     with store.write():
@@ -262,33 +339,17 @@ def _create_run_files(source, info, input) -> dict:
     return {"runID": node_id("Run", run["id"]), "uploadHeaders": [], "files": files}
 
 
-def named_run(info, input: dict) -> dict:
-    """The run that an input names. Raises GraphQLError where there is none."""
-    project = find_project(None, info, input["projectName"], input["entityName"])
-    run = project and _run(project, info, input["runName"])
-    if not run:
-        raise GraphQLError(f"run {input['entityName']}/{input['projectName']}/{input['runName']} does not exist")
-    return run
+def mark_files_uploaded(source, info, input) -> dict:
+    return {"success": True}  # an upload is known by its content, not by an announcement
 
 
-def _delete_files(source, info, input) -> dict:
+def delete_files(source, info, input) -> dict:
     for file in input["files"]:
         info.context.store.delete("files", existing(info, "files", "File", file)["id"])
     return {"success": True}
 
 
-RESOLVERS = {
-    "Mutation": {
-        "upsertBucket": _upsert_bucket,
-        "deleteRun": _delete_run,
-        "updateRunState": _edit_state,
-        "stopRun": _stop_run,
-        "rewindRun": _rewind,
-        "createRunFiles": _create_run_files,
-        "markRunFilesUploaded": lambda source, info, input: {"success": True},
-        "deleteFiles": _delete_files,
-        "notifyScriptableRunAlert": _alert,
-    },
+FIELDS = {
     "Project": {
         "runCount": lambda project, info, filters=None: len(_matching(project, info, filters, None)),
         "runs": _runs,
@@ -298,7 +359,7 @@ RESOLVERS = {
     "Run": {
         "projectId": lambda run, info: run["project"],
         "project": owner("projects", "project"),
-        "user": lambda run, info: user(info),
+        "user": user,
         "tags": lambda run, info: json.loads(run["tags"] or "[]"),
         "readOnly": lambda run, info: False,
         "historyKeys": lambda run, info: strict(json.loads(run["historyKeys"])) if run["historyKeys"] else None,

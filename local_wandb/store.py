@@ -1,10 +1,12 @@
 """Everything the server remembers: one SQLite database and a folder of blobs. The only module that speaks SQL."""
 
+import hashlib
 import json
 import secrets
 import sqlite3
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +64,30 @@ CREATE TABLE alerts (
   id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
   title TEXT NOT NULL, text TEXT NOT NULL, severity TEXT NOT NULL, createdAt REAL NOT NULL);
 """
-VERSION = 1
+# What each version changed; a directory of an older version is brought up to date when it is opened.
+CHANGES = [
+    SCHEMA,
+    """
+ALTER TABLE runs ADD COLUMN updatedAt REAL;
+UPDATE runs SET updatedAt = heartbeatAt;
+ALTER TABLE sweeps ADD COLUMN controllerRunName TEXT;
+ALTER TABLE collections ADD COLUMN kind TEXT NOT NULL DEFAULT 'ArtifactSequence';
+ALTER TABLE collections ADD COLUMN tags TEXT;
+ALTER TABLE artifacts ADD COLUMN tags TEXT;
+ALTER TABLE artifacts ADD COLUMN ttlDurationSeconds INTEGER;
+ALTER TABLE artifacts ADD COLUMN distributedID TEXT;
+ALTER TABLE artifacts ADD COLUMN base INTEGER;
+CREATE TABLE links (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL REFERENCES collections ON DELETE CASCADE,
+  artifact INTEGER NOT NULL REFERENCES artifacts ON DELETE CASCADE, versionIndex INTEGER NOT NULL,
+  createdAt REAL NOT NULL, UNIQUE (collection, artifact));
+CREATE TABLE outputs (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, artifact INTEGER NOT NULL REFERENCES artifacts ON DELETE CASCADE,
+  run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE, UNIQUE (artifact, run));
+INSERT INTO outputs (artifact, run) SELECT id, run FROM artifacts WHERE run IS NOT NULL;
+""",
+]
+VERSION = len(CHANGES)
 Unavailable = sqlite3.OperationalError  # the database is locked or the disk full: worth repeating
 OWNED_FILES = {  # table -> the files that go with a row of it
     "files": "id = ?",
@@ -87,12 +112,11 @@ class Store:
         self._local = threading.local()
         with self.write() as db:
             version = db.execute("PRAGMA user_version").fetchone()["user_version"]
-            if version == 0:
-                for statement in SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise ValueError(f"{directory} was written by another version ({version}; this one writes {VERSION})")
+            if version > VERSION:
+                raise ValueError(f"{directory} was written by a newer version ({version}; this one writes {VERSION})")
+            for statement in "".join(CHANGES[version:]).split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -128,6 +152,10 @@ class Store:
         return self._db.execute(
             f'SELECT * FROM {table} WHERE {condition} ORDER BY "{order}"', list(where.values())
         ).fetchall()
+
+    def find_where(self, table: str, condition: str, *values) -> list[dict]:
+        """The rows that meet an SQL condition of this package's code."""
+        return self._db.execute(f"SELECT * FROM {table} WHERE {condition}", values).fetchall()
 
     def get(self, table: str, **where) -> dict | None:
         """The one row, or None."""
@@ -169,8 +197,11 @@ class Store:
 
     # The three streams of a run. A retried chunk writes the same rows again, so it changes nothing.
 
-    def append_history(self, run: dict, offset: int, lines: list[str]) -> None:
-        """History rows, one per _step (the last one wins); keeps the run's key table and row count."""
+    def append_history(self, run: dict, offset: int, lines: list[str], merge: bool = False) -> None:
+        """History rows, one per _step; keeps the run's key table and row count.
+
+        A row takes the place of the one that its step has; with `merge` (several writers) only its keys do.
+        """
         rows, latest = [], {}
         for number, line in enumerate(lines, offset):
             row = json.loads(line)
@@ -182,6 +213,9 @@ class Store:
         between = "SELECT count(*) AS n FROM history WHERE run = ? AND step BETWEEN ? AND ?"
         with self.write() as db:
             before = db.execute(between, [run["id"], low, high]).fetchone()["n"]
+            if merge and before:
+                known = {row.get("_step"): row for row in map(json.loads, self.history(run["id"], low, high + 1))}
+                rows = [(id, step, json.dumps(known.get(step, {}) | json.loads(line))) for id, step, line in rows]
             db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", rows)
             new = db.execute(between, [run["id"], low, high]).fetchone()["n"] - before
             known = db.execute("SELECT historyKeys FROM runs WHERE id = ?", [run["id"]]).fetchone()["historyKeys"]
@@ -203,6 +237,16 @@ class Store:
             self.update("runs", run["id"], historyKeys=None, historyLineCount=0)
             self.append_history(run, 0, lines)
         return self.get("runs", id=run["id"])
+
+    def restart(self, run: dict) -> dict:
+        """The run without anything that it has logged; its files stay until they are written again."""
+        with self.write() as db:
+            for table in ("history", "lines"):
+                db.execute(f"DELETE FROM {table} WHERE run = ?", [run["id"]])
+            nothing = dict.fromkeys(("historyKeys", "summaryMetrics", "systemMetrics", "exitcode", "tags", "notes"))
+            return self.update(
+                "runs", run["id"], **nothing, historyLineCount=0, shouldStop=0, state="running", createdAt=time.time()
+            )
 
     def append_lines(self, run: dict, stream: str, offset: int, lines: list[str]) -> None:
         """Lines of another stream (system metrics, console), each at its number."""
@@ -244,6 +288,16 @@ class Store:
         """Removes blobs of uploads that a killed server left unfinished. Only for who has the directory alone."""
         kept = {row["blob"] for row in self.find("files")}
         self._drop(path.name for path in self.blobs.iterdir() if path.name not in kept)
+
+    def read(self, file: dict) -> bytes:
+        """The content of a file that has been uploaded."""
+        return (self.blobs / file["blob"]).read_bytes()
+
+    def write_file(self, file: int, content: bytes) -> None:
+        """Makes these bytes the content of the file."""
+        blob = self.new_blob()
+        blob.write_bytes(content)
+        self.keep(file, blob, b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode())
 
     def keep(self, file: int, blob: Path, md5: str) -> None:
         """Makes the blob the content of the file; what it had before goes."""

@@ -175,3 +175,72 @@ def test_edit_upload_and_delete(api, tmp_path):
 def test_projects_are_listed(sixty, api):
     assert {"logged", "sixty"} <= {project.name for project in api.projects()}
     assert api.create_project("made", "local") is None and api.project("made").name == "made"
+
+
+def test_an_id_used_again_without_resume_starts_the_run_anew(api):
+    for rows_logged, config in ((5, {"lr": 1, "old": True}), (2, {"lr": 2})):
+        with start("again", config=config) as run:
+            for x in range(rows_logged):
+                run.log({f"x{rows_logged}": x})
+    again = wandb.Api().run(f"local/{PROJECT}/again")
+    assert [row["x2"] for row in again.scan_history(use_cache=False)] == [0, 1]
+    assert again.config == {"lr": 2} and "x5" not in again.summary and again.lastHistoryStep == 1
+
+
+def test_writers_of_a_shared_run_keep_each_others_rows(api):
+    shared = wandb.Settings(mode="shared", x_primary=True, x_label="one", console="off")
+    with wandb.init(project=PROJECT, entity="local", id="shared", settings=shared, reinit="create_new") as run:
+        run.log({"x": 1})
+    other = wandb.Settings(mode="shared", x_primary=False, x_label="two", console="off")
+    with wandb.init(project=PROJECT, entity="local", id="shared", settings=other, reinit="create_new") as run:
+        run.log({"y": 1})
+    assert {key for row in rows("shared") for key in row} >= {"x", "y"}
+
+
+def test_a_fork_has_the_rows_of_its_ancestors(api):
+    with start("parent") as run:
+        for x in range(6):
+            run.log({"x": x})
+    with wandb.init(project=PROJECT, entity="local", id="child", fork_from="parent?_step=3") as run:
+        run.log({"x": -1})
+    with wandb.init(project=PROJECT, entity="local", id="grandchild", fork_from="child?_step=4") as run:
+        run.log({"x": -2})
+    assert [row["x"] for row in rows("grandchild")] == [0, 1, 2, 3, -1, -2]
+    assert [row["x"] for row in rows("parent")] == [0, 1, 2, 3, 4, 5]
+
+
+def test_runs_by_duration_user_entity_and_time(api):
+    start("timed").finish()
+    run = wandb.Api().run(f"local/{PROJECT}/timed")
+    for filters in (
+        {"username": "local"},
+        {"entity": "local"},
+        {"updated_at": {"$gt": "2020"}},
+        {"duration": {"$lt": 99}},
+    ):
+        assert run.id in [found.id for found in api.runs(f"local/{PROJECT}", filters=filters, per_page=200)], filters
+    assert not list(api.runs(f"local/{PROJECT}", filters={"username": "somebody"}))
+    assert wandb.Api().runs(f"local/{PROJECT}", order="-updated_at")[0].id == "timed"
+    assert len(wandb.Api().runs(f"local/{PROJECT}", order="+duration")) > 0
+
+
+def test_delete_with_artifacts_and_twice(api):
+    with start("maker") as run:
+        artifact = wandb.Artifact("made", "dataset")
+        with artifact.new_file("a") as file:
+            file.write("a")
+        run.log_artifact(artifact).wait()
+    run = api.run(f"local/{PROJECT}/maker")
+    run.delete(delete_artifacts=True)
+    assert not wandb.Api().artifact_exists(f"local/{PROJECT}/made:v0")
+    with pytest.raises(CommError, match="has been deleted before"):
+        run.delete()
+
+
+def test_states_are_changed_only_as_in_wandb(api):
+    start("requeued").finish(exit_code=1)
+    run = api.run(f"local/{PROJECT}/requeued")
+    assert run.update_state("pending") and wandb.Api().run(f"local/{PROJECT}/requeued").state == "pending"
+    assert run.update_state("failed")
+    with pytest.raises(CommError, match="invalid state transition"):
+        run.update_state("finished")

@@ -1,132 +1,367 @@
-"""The next point: our grid against that of W&B's own package, our draws within their bounds, clear refusals."""
+"""Sweeps and agents: the CLI where it is the claim, else the functions that `wandb agent` itself calls every 5 s."""
 
-import math
-import random
+import contextlib
+import signal
+import sqlite3
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+import wandb
+from wandb.apis.public.sweeps import _agent_heartbeat, _register_agent
+from wandb.sdk.sweeps import SweepNotFoundError
 
-from local_wandb import sweeps
+from local_wandb.runs import mark_lost
+from local_wandb.store import Store
 
-scalars = st.one_of(
-    st.integers(-9, 9), st.floats(-9, 9).map(lambda x: round(x, 3)), st.booleans(), st.sampled_from("abc")
-)
-grid_leaves = st.one_of(
-    scalars.map(lambda v: {"value": v}),
-    scalars.map(lambda v: {"distribution": "constant", "value": v}),
-    st.lists(scalars, min_size=1, max_size=3).map(lambda v: {"values": v}),
-    st.lists(st.dictionaries(st.sampled_from("pq"), scalars, min_size=1), min_size=1, max_size=2).map(
-        lambda v: {"values": v}
-    ),
-    st.tuples(st.integers(-3, 3), st.integers(1, 2)).map(lambda t: {"min": t[0], "max": t[0] + t[1]}),
-    st.tuples(st.integers(-3, 3), st.sampled_from([1, 0.5, 0.25])).map(
-        lambda t: {"distribution": "q_uniform", "min": t[0], "max": t[0] + 1, "q": t[1]}
-    ),
-)
-names = st.sampled_from(["lr", "seed", "opt", "z"])
-parameters = st.dictionaries(
-    names,
-    st.one_of(
-        grid_leaves, st.dictionaries(names, grid_leaves, min_size=1, max_size=2).map(lambda p: {"parameters": p})
-    ),
-    min_size=1,
-    max_size=3,
-)
+PROJECT = "agents"
+GRID = {"method": "grid", "program": "script.py", "parameters": {"lr": {"values": [0.1, 0.2, 0.3]}}}
 
 
-def walk(config: dict, step, limit: int = 200) -> list[dict]:
-    points: list[dict] = []
-    while (point := step(config, points)) is not None:
-        points.append(point)
-        assert len(points) < limit
-    return points
+class Agent:
+    """`wandb agent` without the children and the pauses."""
+
+    def __init__(self, api: wandb.Api, sweep: str, host: str = "test"):
+        self.api = api
+        self.id = _register_agent(api, host, sweep_id=sweep, project=PROJECT, entity="local")["id"]
+
+    def beat(self, *alive: str) -> list[dict]:
+        return _agent_heartbeat(self.api, self.id, {}, dict.fromkeys(alive, True))
+
+    def take(self) -> tuple[str, float]:
+        """The run and the rate that it is given."""
+        (command,) = self.beat()
+        assert command["type"] == "run"
+        return command["run_id"], command["args"]["lr"]["value"]
 
 
-@settings(deadline=None)  # the first call imports scipy
-@given(parameters)
-def test_grid_is_that_of_the_sweeps_package(parameters):
-    package = pytest.importorskip("sweeps")
-
-    def reference(config, points):
-        run = package.next_run(config, [package.SweepRun(config=point) for point in points])
-        return run and run.config
-
-    ordered = {"method": "grid", "parameters": sorted_keys(parameters)}  # the package sorts names, we keep their order
-    assume(sweeps.expected(ordered) <= 30)  # the package's time grows with the square
-    ours = walk(ordered, lambda config, points: sweeps.next_point(config, points, []))
-    assert ours == walk(ordered, reference)
-    assert len(ours) == sweeps.expected(ordered)
+@pytest.fixture
+def sweep(api):
+    """Creates a sweep from a configuration; answers its id."""
+    return lambda config: wandb.sweep(config, project=PROJECT, entity="local")
 
 
-def sorted_keys(parameters: dict) -> dict:
-    return {
-        name: {"parameters": sorted_keys(spec["parameters"])} if "parameters" in spec else spec
-        for name, spec in sorted(parameters.items())
-    }
+def start(run: str, sweep: str, **options):
+    return wandb.init(
+        project=PROJECT, entity="local", id=run, settings=wandb.Settings(sweep_id=sweep), reinit="create_new", **options
+    )
 
 
-def test_grid_keeps_the_order_of_the_file():
-    config = {"method": "grid", "parameters": {"seed": {"values": [2, 1]}, "lr": {"values": [0.1, 0.01]}}}
-    points = walk(config, lambda config, points: sweeps.next_point(config, points, []))
-    assert [(p["seed"]["value"], p["lr"]["value"]) for p in points] == [(2, 0.1), (2, 0.01), (1, 0.1), (1, 0.01)]
+@contextlib.contextmanager
+def database(server):
+    """The server's database, to turn back its clocks."""
+    with contextlib.closing(sqlite3.connect(server.data / "local_wandb.sqlite", timeout=60)) as db, db:
+        yield db
 
 
-DRAWS = [  # distribution, where its draws lie, the middle of them
-    ({"distribution": "uniform", "min": 1.0, "max": 3.0}, 1, 3, 2),
-    ({"min": 1, "max": 3}, 1, 3, 2),
-    ({"distribution": "q_uniform", "min": 0, "max": 10, "q": 5}, 0, 10, 5),
-    ({"distribution": "log_uniform", "min": math.log(0.01), "max": 0}, 0.01, 1, 0.1),
-    ({"distribution": "log_uniform_values", "min": 0.01, "max": 1}, 0.01, 1, 0.1),
-    ({"distribution": "inv_log_uniform", "min": 0, "max": math.log(100)}, 0.01, 1, 0.1),
-    ({"distribution": "inv_log_uniform_values", "min": 0.01, "max": 1}, 0.01, 1, 0.1),
-    ({"distribution": "q_log_uniform_values", "min": 1, "max": 100, "q": 1}, 1, 100, 10),
-    ({"distribution": "normal", "mu": 5, "sigma": 1}, -2, 12, 5),
-    ({"distribution": "q_normal", "mu": 5, "sigma": 1, "q": 1}, -2, 12, 5),
-    ({"distribution": "log_normal", "mu": 0, "sigma": 0.5}, 0, 30, 1),
-    ({"distribution": "beta", "a": 2, "b": 2}, 0, 1, 0.5),
-    ({"values": [1, 1, 9], "probabilities": [0.2, 0.2, 0.6]}, 1, 9, 9),
-]
+def states(sweep: str) -> dict[str, str]:
+    return {run.id: run.state for run in wandb.Api().sweep(f"local/{PROJECT}/{sweep}").runs}  # a new Api: it caches
 
 
-@pytest.mark.parametrize(("spec", "low", "high", "middle"), DRAWS, ids=lambda v: str(v)[:40])
-def test_random_draws_lie_where_they_should(spec, low, high, middle):
-    random.seed(0)
-    config = {"method": "random", "parameters": {"outer": {"parameters": {"x": spec}}}}
-    drawn = sorted(sweeps.next_point(config, [], [])["outer"]["value"]["x"] for _ in range(2001))
-    assert low <= drawn[0] and drawn[-1] <= high
-    assert drawn[1000] == pytest.approx(middle, rel=0.15)
+def test_two_agents_never_get_the_same_point_and_end_together(api, sweep):
+    sid = sweep(GRID)
+    one, two = Agent(api, sid), Agent(api, sid)
+    first, second, third = one.take(), two.take(), None
+    assert (first[1], second[1]) == (0.1, 0.2)
+    assert one.beat(first[0]) == []  # busy
+    start(first[0], sid).finish()
+    third = one.take()
+    assert third[1] == 0.3
+    start(second[0], sid).finish()
+    assert two.beat() == []  # the third point may yet be lost: it would come here
+    start(third[0], sid).finish()
+    assert one.beat() == two.beat() == [{"type": "exit"}]
+    assert api.sweep(f"local/{PROJECT}/{sid}").state == "FINISHED"
+    agents = api.sweep(f"local/{PROJECT}/{sid}").agents()
+    assert [len(list(agent.runs())) for agent in agents] == [2, 1]
 
 
-def test_run_cap_ends_any_sweep():
-    config = {"method": "random", "run_cap": 2, "parameters": {"x": {"min": 0.0, "max": 1.0}}}
-    assert len(walk(config, lambda config, points: sweeps.next_point(config, points, []))) == 2
+def test_agents_that_ask_at_the_same_moment_get_different_points(api, sweep):
+    values = [i / 10 for i in range(8)]
+    sid = sweep(GRID | {"parameters": {"lr": {"values": values}}})
+    agents = [Agent(api, sid) for _ in values]
+    with ThreadPoolExecutor(len(agents)) as pool:
+        taken = list(pool.map(Agent.take, agents))
+    assert sorted(rate for _, rate in taken) == values and len({run for run, _ in taken}) == 8
 
 
-WRONG = [
-    ([], "mapping"),
-    ({"method": "gird", "parameters": {"x": {"value": 1}}}, "'gird' is not one of grid, random, bayes"),
-    ({"method": "grid", "parameters": {}}, "parameters must be"),
-    ({"method": "grid", "parameters": {"x": [1, 2]}}, "parameter x must be a mapping"),
-    ({"method": "grid", "parameters": {"a": {"parameters": {"x": {}}}}}, "parameter a.x needs value"),
-    ({"method": "grid", "parameters": {"x": {"distribution": "unifrom", "min": 0, "max": 1}}}, "'unifrom'"),
-    ({"method": "grid", "parameters": {"x": {"distribution": "uniform", "min": 0.0}}}, "lacks max"),
-    ({"method": "grid", "parameters": {"x": {"min": 2, "max": 1}}}, "min 2 is not below max 1"),
-    ({"method": "random", "parameters": {"x": {"min": "1e-5", "max": 1.0}}}, "'1e-5' is not a number"),
-    ({"method": "grid", "parameters": {"x": {"min": 0.0, "max": 1.0}}}, r"grid cannot list x \(uniform\)"),
-    ({"method": "bayes", "parameters": {"x": {"min": 0.0, "max": 1.0}}}, "bayes needs a metric"),
-    ({"method": "grid", "early_terminate": {"type": "hyperband"}, "parameters": {"x": {"value": 1}}}, "needs a metric"),
-]
+def test_pause_resume_stop_cancel(server, api, sweep):
+    def command(option: str, sid: str) -> None:
+        done = server.run("wandb", "sweep", option, f"local/{PROJECT}/{sid}", env={"WANDB_PROJECT": PROJECT})
+        assert done.returncode == 0, done.stderr
+
+    sid = sweep(GRID)
+    agent = Agent(api, sid)
+    run, _ = agent.take()
+    command("--pause", sid)
+    assert agent.beat(run) == []
+    start(run, sid).finish()
+    assert agent.beat() == []
+    command("--resume", sid)
+    run, rate = agent.take()
+    assert rate == 0.2
+    command("--stop", sid)
+    assert agent.beat(run) == []  # the run under way may finish
+    start(run, sid).finish()
+    assert agent.beat() == [{"type": "exit"}]
+
+    sid = sweep(GRID)
+    agent = Agent(api, sid)
+    run, _ = agent.take()
+    command("--cancel", sid)
+    assert agent.beat(run) == [{"type": "stop", "run_id": run}, {"type": "exit"}]
 
 
-@pytest.mark.parametrize(("config", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_a_wrong_configuration_is_refused_by_name(config, message):
-    with pytest.raises(ValueError, match=message):
-        sweeps.check(config)
+def test_update_changes_what_comes_next(server, api, sweep, tmp_path):
+    sid = sweep(GRID)
+    agent = Agent(api, sid)
+    run, _ = agent.take()
+    start(run, sid).finish()
+    (tmp_path / "new.yaml").write_text("{program: script.py, method: grid, parameters: {lr: {values: [0.1, 0.7]}}}")
+    done = server.run("wandb", "sweep", "--update", f"local/{PROJECT}/{sid}", str(tmp_path / "new.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert agent.take()[1] == 0.7
 
 
-def test_bayes_without_its_package_is_one_clear_line(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sweeps", None)
-    config = {"method": "bayes", "metric": {"name": "loss"}, "parameters": {"x": {"min": 0.0, "max": 1.0}}}
-    with pytest.raises(ValueError, match=r"bayes needs W&B's package sweeps .*: pip install .*sweeps=="):
-        sweeps.check(config)
+def test_a_refused_configuration_is_named_in_the_client(server, tmp_path):
+    (tmp_path / "bad.yaml").write_text("{program: x.py, method: grid, parameters: {lr: {distribution: unifrom}}}")
+    done = server.run("wandb", "sweep", str(tmp_path / "bad.yaml"))
+    assert done.returncode != 0
+    assert "parameter lr has an unknown distribution 'unifrom'" in done.stderr + done.stdout
+
+
+def test_the_point_of_a_killed_agent_is_offered_again(server, api, sweep):
+    sid = sweep(GRID)
+    dead, alive = Agent(api, sid), Agent(api, sid)
+    lost, rate = dead.take()
+    for _ in range(2):
+        start(alive.take()[0], sid).finish()
+    assert alive.beat() == []
+    with database(server) as db:  # neither the agent nor its run has been heard of for ten minutes
+        db.execute(
+            "UPDATE agents SET heartbeatAt = heartbeatAt - 600 WHERE id = (SELECT agent FROM runs WHERE name = ?)",
+            [lost],
+        )
+        db.execute("UPDATE runs SET heartbeatAt = heartbeatAt - 600 WHERE name = ?", [lost])
+    store = Store(server.data)
+    mark_lost(store)
+    assert states(sid)[lost] == "pending"  # a server that has only just started knows nothing about those ten minutes
+    store.started -= 600
+    mark_lost(store)
+    assert states(sid)[lost] == "crashed"
+    again, same = alive.take()
+    assert (again != lost, same) == (True, rate)
+
+
+def test_a_command_that_got_lost_on_its_way_is_given_again(api, sweep):
+    agent = Agent(api, sweep(GRID))
+    (first, rate), (second, same) = agent.take(), agent.take()  # it asks again and knows nothing of the first
+    assert first != second and rate == same
+
+
+def test_a_point_is_lost_three_times_at_most(api, sweep):
+    sid = sweep(GRID | {"parameters": {"lr": {"values": [0.5]}}})
+    agent = Agent(api, sid)
+    for _ in range(3):
+        run, rate = agent.take()
+        assert rate == 0.5
+        start(run, sid)  # its process ends without a last word: the agent no longer lists it as alive
+    assert agent.beat() == [{"type": "exit"}]
+    assert set(states(sid).values()) == {"crashed"}
+
+
+def test_a_failed_point_is_not_offered_again(api, sweep):
+    sid = sweep(GRID | {"parameters": {"lr": {"values": [0.5]}}})
+    agent = Agent(api, sid)
+    run, _ = agent.take()
+    start(run, sid).finish(exit_code=1)
+    assert agent.beat() == [{"type": "exit"}]
+    assert states(sid) == {run: "failed"}
+
+
+def test_a_run_that_logs_offline_keeps_its_point(api, sweep):
+    sid = sweep(GRID)
+    agent = Agent(api, sid)
+    run, _ = agent.take()
+    assert agent.beat(run) == []
+    assert agent.take()[1] == 0.2  # the first never reported, and is not tried again: it is synced later
+
+
+def test_a_preempted_run_is_resumed_where_it_was(api, sweep):
+    sid = sweep(GRID)
+    agent = Agent(api, sid)
+    name, rate = agent.take()
+    run = start(name, sid)
+    for step in range(3):
+        run.log({"step": step})
+    run.mark_preempting()
+    run.finish(exit_code=1)
+    (command,) = agent.beat()
+    assert (command["type"], command["run_id"], command["args"]["lr"]["value"]) == ("resume", name, rate)
+    run = start(name, sid, resume="allow")
+    assert run.starting_step == 3
+    run.log({"step": 3})
+    run.finish()
+    done = api.run(f"local/{PROJECT}/{name}")
+    assert (done.state, [row["step"] for row in done.scan_history()]) == ("finished", [0, 1, 2, 3])
+
+
+def test_run_stop_reaches_the_agent(api, sweep):
+    sid = sweep(GRID)
+    agent = Agent(api, sid)
+    name, _ = agent.take()
+    run = start(name, sid)
+    api.run(f"local/{PROJECT}/{name}").stop()
+    assert agent.beat(name) == [{"type": "stop", "run_id": name}]
+    run.finish(exit_code=143)
+    assert states(sid)[name] == "killed"
+
+
+def test_a_deleted_sweep_ends_its_agent(server, api, sweep):
+    sid = sweep(GRID)
+    agent = Agent(api, sid)
+    with database(server) as db:
+        db.execute("DELETE FROM agents WHERE sweep = (SELECT id FROM sweeps WHERE name = ?)", [sid])
+    with pytest.raises(SweepNotFoundError):
+        agent.beat()
+
+
+def test_hyperband_stops_the_worse_run(api, sweep):
+    pytest.importorskip("sweeps")
+    early = {"type": "hyperband", "min_iter": 2, "eta": 3}
+    sid = sweep(GRID | {"metric": {"name": "loss", "goal": "minimize"}, "early_terminate": early})
+    good, bad = Agent(api, sid), Agent(api, sid)
+    first, second = good.take()[0], bad.take()[0]
+    runs = [(start(first, sid), 1.0), (start(second, sid), 5.0)]
+    for run, loss in runs:
+        for step in range(5):
+            run.log({"loss": loss / (step + 1)})
+        run.finish() if loss == 1.0 else None
+    deadline = time.time() + 20
+    while not (commands := bad.beat(second)) and time.time() < deadline:
+        time.sleep(0.5)
+    assert commands == [{"type": "stop", "run_id": second}]
+    runs[1][0].finish()
+
+
+def test_bayes_learns_from_the_runs(api, sweep):
+    pytest.importorskip("sweeps")
+    config = {"method": "bayes", "run_cap": 3, "program": "x.py", "metric": {"name": "loss", "goal": "minimize"}}
+    sid = sweep(config | {"parameters": {"lr": {"min": 0.0, "max": 1.0}}})
+    agent = Agent(api, sid)
+    for _ in range(3):
+        run, rate = agent.take()
+        assert 0 <= rate <= 1
+        with start(run, sid) as logged:
+            logged.log({"loss": rate**2})
+    assert agent.beat() == [{"type": "exit"}]
+
+
+SCRIPT = """
+import argparse, signal, sys, time, wandb
+arguments = argparse.ArgumentParser()
+arguments.add_argument("--lr", type=float)
+lr = arguments.parse_args().lr
+if lr == 0.2:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+run = wandb.init(config={"lr": lr}, resume="allow")
+run.log({"loss": lr})
+if lr == 0.2:
+    print("waiting", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_agent_of_the_command_line(server, api, sweep, tmp_path):
+    """--count, and --forward-signals: the child hears SIGTERM, ends with 143, and its rows are there."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    env = server.env | {"WANDB_PROJECT": PROJECT, "WANDB_DIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    sid = sweep(GRID)
+    once = server.run("wandb", "agent", "--count", "1", f"local/{PROJECT}/{sid}", cwd=tmp_path, env=env)
+    assert once.returncode == 0, once.stderr
+    assert list(states(sid).values()) == ["finished"]
+    with subprocess.Popen(
+        ["wandb", "agent", "--forward-signals", f"local/{PROJECT}/{sid}"],
+        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as agent:  # fmt: skip
+        for line in agent.stdout:
+            if "waiting" in line:
+                break
+        agent.send_signal(signal.SIGTERM)
+        rest = agent.stdout.read()
+    assert "SIGTERM received" in rest
+    (killed,) = [run for run in wandb.Api().sweep(f"local/{PROJECT}/{sid}").runs if run.config["lr"] == 0.2]
+    assert (killed.state, [row["loss"] for row in killed.scan_history()]) == ("failed", [0.2])
+
+
+def test_the_agent_of_a_python_function(api, sweep):
+    sid, rates = sweep(GRID), []
+
+    def train():
+        with wandb.init() as run:
+            rates.append(run.config["lr"])
+            run.log({"loss": run.config["lr"]})
+
+    wandb.agent(sid, function=train, project=PROJECT, entity="local", count=3)
+    assert rates == [0.1, 0.2, 0.3]
+    assert set(states(sid).values()) == {"finished"}
+
+
+def test_prior_runs_belong_to_the_sweep(api):
+    with wandb.init(project=PROJECT, entity="local", id="before", config={"lr": 0.1}, reinit="create_new") as run:
+        run.log({"loss": 1})
+    sid = wandb.sweep(GRID, project=PROJECT, entity="local", prior_runs=["before"])
+    assert list(states(sid)) == ["before"]
+    assert Agent(api, sid).take()[1] == 0.2  # 0.1 has been tried
+    with pytest.raises(Exception, match="none of the prior runs exists"):
+        wandb.sweep(GRID, project=PROJECT, entity="local", prior_runs=["nobody"])
+
+
+def test_a_cancelled_sweep_kills_its_runs_at_once(server, api, sweep):
+    sid = sweep(GRID)
+    agent = Agent(api, sid)
+    name, _ = agent.take()
+    run = start(name, sid)
+    run.log({"loss": 1})
+    waiting, _ = Agent(api, sid).take()
+    assert server.run("wandb", "sweep", "--cancel", f"local/{PROJECT}/{sid}").returncode == 0
+    assert states(sid) == {name: "killed", waiting: "killed"}
+    run.log({"loss": 2})
+    run.config["late"] = True
+    time.sleep(2.5)  # the client streams every 2 s: what it sends does not bring the run back to life
+    assert states(sid)[name] == "killed"
+    run.finish(exit_code=1)
+    assert states(sid)[name] == "killed"
+    assert [row["loss"] for row in wandb.Api().run(f"local/{PROJECT}/{name}").scan_history()] == [1, 2]
+
+
+def test_an_enqueued_run_comes_before_the_grid(api, sweep):
+    sid = sweep(GRID)
+    name = api.sweep(f"local/{PROJECT}/{sid}").enqueue_run({"lr": {"value": 0.7}})
+    agent = Agent(api, sid)
+    assert agent.take() == (name, 0.7)
+    start(name, sid).finish()
+    assert agent.take()[1] == 0.1
+
+
+def test_a_scheduler_draws_the_points(server, api, sweep, tmp_path):
+    """`wandb sweep-scheduler` with W&B's own engine, which optuna's and ax's share their protocol with."""
+    pytest.importorskip("sweeps")
+    sid = sweep(GRID | {"scheduler": {"engine": "wandb"}, "metric": {"name": "loss", "goal": "minimize"}})
+    agent = Agent(api, sid)
+    assert agent.beat() == []  # nobody has drawn a point yet
+    command = ["wandb", "sweep-scheduler", "--batch-size", "2", "--poll-interval", "1", f"local/{PROJECT}/{sid}"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=server.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as scheduler:
+        rates, deadline = [], time.time() + 60
+        while (commands := agent.beat()) != [{"type": "exit"}] and time.time() < deadline:
+            for command in commands:
+                rates.append(command["args"]["lr"]["value"])
+                with start(command["run_id"], sid) as run:
+                    run.log({"loss": rates[-1]})
+            time.sleep(0.2)
+        assert scheduler.wait(30) == 0, scheduler.stdout.read()
+    assert sorted(rates) == [0.1, 0.2, 0.3]
+    assert api.sweep(f"local/{PROJECT}/{sid}").state == "FINISHED" and set(states(sid).values()) == {"finished"}

@@ -10,19 +10,18 @@ from wandb.apis._generated import operations as api_operations
 from wandb.automations._generated import operations as automation_operations
 from wandb.sdk.artifacts._generated import operations as artifact_operations
 
-from local_wandb.graphql import SCHEMA
 from local_wandb.nodes import node_id, row_id
+from local_wandb.schema import SCHEMA
 
 # Teams and members, registries and portfolios, automations, launch queues: for one user on one machine there are none.
 NOT_ANSWERED = """
 GetTeamEntity CreateTeam CreateInvite DeleteInvite CreateServiceAccount SearchUsers CreateUserFromAdmin DeleteApiKey
-GenerateApiKey DeleteArtifactPortfolio UpdateArtifactPortfolio UpdateArtifactSequenceType AddArtifactCollectionTags
-DeleteArtifactCollectionTags LinkArtifact UnlinkArtifact FetchOrgInfoFromEntity FetchOrganization
+GenerateApiKey FetchOrgInfoFromEntity FetchOrganization
 FetchAdvancedRegistryFeatures RegistryVersions RegistryCollections FetchRegistry FetchRegistries RenameRegistry
 UpsertRegistry DeleteRegistry RegistryUserMembers RegistryTeamMembers CreateRegistryMembers DeleteRegistryMembers
 UpdateUserRegistryRole UpdateTeamRegistryRole GetAutomationsLegacy GetEntityAutomationsLegacy GetEntityAutomations
 GetOrgAutomations CreateAutomation UpdateAutomation DeleteAutomation IntegrationsByEntity
-CreateGenericWebhookIntegration OrgFeatureFlags EnqueueSweepRun CreateCustomChart CreateDefaultResourceConfig
+CreateGenericWebhookIntegration OrgFeatureFlags CreateCustomChart CreateDefaultResourceConfig
 CompleteMultipartUploadArtifact CreateRunQueue UpsertRunQueue ArtifactFileURLsByManifestEntries
 """
 
@@ -65,3 +64,24 @@ def test_ids_name_their_kind():
     for wrong in (node_id("Sweep", 12), "", "é", "UnVuOng="):
         with pytest.raises(GraphQLError, match="not the id of a Run"):
             row_id("Run", wrong)
+
+
+ABSENT = {
+    "user": lambda api: api.user("somebody"),
+    "users": lambda api: api.users("somebody"),
+    "team": lambda api: api.team("ours"),
+    "create_team": lambda api: api.create_team("ours", "me"),
+    "reports": lambda api: list(api.reports("local/absent")),
+    "automations": lambda api: list(api.automations(entity="local")),
+    "integrations": lambda api: list(api.integrations(entity="local")),
+    "webhooks": lambda api: list(api.webhook_integrations(entity="local")),
+    "run_queue": lambda api: api.run_queue("local", "queue").id,
+}
+
+
+@pytest.mark.parametrize("call", ABSENT.values(), ids=ABSENT)
+def test_what_is_not_here_says_so_in_one_line(api, call):
+    api.create_project("absent", "local")
+    with pytest.raises(Exception, match="not part of local_wandb") as caught:
+        call(api)
+    assert "\n" not in str(caught.value).strip() and "Cannot query field" not in str(caught.value)

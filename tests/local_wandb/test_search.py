@@ -1,0 +1,177 @@
+"""The next point: our grid against that of W&B's own package, our draws within their bounds, clear refusals."""
+
+import contextlib
+import math
+import random
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from local_wandb import search
+
+scalars = st.one_of(
+    st.integers(-9, 9), st.floats(-9, 9).map(lambda x: round(x, 3)), st.booleans(), st.sampled_from("abc")
+)
+grid_leaves = st.one_of(
+    scalars.map(lambda v: {"value": v}),
+    scalars.map(lambda v: {"distribution": "constant", "value": v}),
+    st.lists(scalars, min_size=1, max_size=3).map(lambda v: {"values": v}),
+    st.lists(st.dictionaries(st.sampled_from("pq"), scalars, min_size=1), min_size=1, max_size=2).map(
+        lambda v: {"values": v}
+    ),
+    st.tuples(st.integers(-3, 3), st.integers(1, 2)).map(lambda t: {"min": t[0], "max": t[0] + t[1]}),
+    st.tuples(st.integers(-3, 3), st.sampled_from([1, 0.5, 0.25])).map(
+        lambda t: {"distribution": "q_uniform", "min": t[0], "max": t[0] + 1, "q": t[1]}
+    ),
+)
+names = st.sampled_from(["lr", "seed", "opt", "z"])
+parameters = st.dictionaries(
+    names,
+    st.one_of(
+        grid_leaves, st.dictionaries(names, grid_leaves, min_size=1, max_size=2).map(lambda p: {"parameters": p})
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def walk(config: dict, step, limit: int = 200) -> list[dict]:
+    points: list[dict] = []
+    while (point := step(config, points)) is not None:
+        points.append(point)
+        assert len(points) < limit
+    return points
+
+
+@settings(deadline=None)  # the first call imports scipy
+@given(parameters)
+def test_grid_is_that_of_the_sweeps_package(parameters):
+    package = pytest.importorskip("sweeps")
+
+    def reference(config, points):
+        run = package.next_run(config, [package.SweepRun(config=point) for point in points])
+        return run and run.config
+
+    ordered = {"method": "grid", "parameters": sorted_keys(parameters)}  # the package sorts names, we keep their order
+    assume(search.expected(ordered) <= 30)  # the package's time grows with the square
+    ours = walk(ordered, lambda config, points: search.next_point(config, points, []))
+    assert ours == walk(ordered, reference)
+    assert len(ours) == search.expected(ordered)
+
+
+def sorted_keys(parameters: dict) -> dict:
+    return {
+        name: {"parameters": sorted_keys(spec["parameters"])} if "parameters" in spec else spec
+        for name, spec in sorted(parameters.items())
+    }
+
+
+def test_grid_keeps_the_order_of_the_file():
+    config = {"method": "grid", "parameters": {"seed": {"values": [2, 1]}, "lr": {"values": [0.1, 0.01]}}}
+    points = walk(config, lambda config, points: search.next_point(config, points, []))
+    assert [(p["seed"]["value"], p["lr"]["value"]) for p in points] == [(2, 0.1), (2, 0.01), (1, 0.1), (1, 0.01)]
+
+
+DRAWS = [  # distribution, where its draws lie, the middle of them
+    ({"distribution": "uniform", "min": 1.0, "max": 3.0}, 1, 3, 2),
+    ({"min": 1, "max": 3}, 1, 3, 2),
+    ({"distribution": "q_uniform", "min": 0, "max": 10, "q": 5}, 0, 10, 5),
+    ({"distribution": "log_uniform", "min": math.log(0.01), "max": 0}, 0.01, 1, 0.1),
+    ({"distribution": "log_uniform_values", "min": 0.01, "max": 1}, 0.01, 1, 0.1),
+    ({"distribution": "inv_log_uniform", "min": 0, "max": math.log(100)}, 0.01, 1, 0.1),
+    ({"distribution": "inv_log_uniform_values", "min": 0.01, "max": 1}, 0.01, 1, 0.1),
+    ({"distribution": "q_log_uniform_values", "min": 1, "max": 100, "q": 1}, 1, 100, 10),
+    ({"distribution": "normal", "mu": 5, "sigma": 1}, -2, 12, 5),
+    ({"distribution": "q_normal", "mu": 5, "sigma": 1, "q": 1}, -2, 12, 5),
+    ({"distribution": "log_normal", "mu": 0, "sigma": 0.5}, 0, 30, 1),
+    ({"distribution": "beta", "a": 2, "b": 2}, 0, 1, 0.5),
+    ({"values": [1, 1, 9], "probabilities": [0.2, 0.2, 0.6]}, 1, 9, 9),
+]
+
+
+@pytest.mark.parametrize(("spec", "low", "high", "middle"), DRAWS, ids=lambda v: str(v)[:40])
+def test_random_draws_lie_where_they_should(spec, low, high, middle):
+    random.seed(0)
+    config = {"method": "random", "parameters": {"outer": {"parameters": {"x": spec}}}}
+    drawn = sorted(search.next_point(config, [], [])["outer"]["value"]["x"] for _ in range(2001))
+    assert low <= drawn[0] and drawn[-1] <= high
+    assert drawn[1000] == pytest.approx(middle, rel=0.15)
+
+
+def test_run_cap_ends_any_sweep():
+    config = {"method": "random", "run_cap": 2, "parameters": {"x": {"min": 0.0, "max": 1.0}}}
+    assert len(walk(config, lambda config, points: search.next_point(config, points, []))) == 2
+
+
+def grid(**x) -> dict:
+    return {"method": "grid", "parameters": {"x": x}}
+
+
+def rand(**x) -> dict:
+    return {"method": "random", "parameters": {"x": x}}
+
+
+WRONG = [
+    ([], "mapping"),
+    ({"method": "gird", "parameters": {"x": {"value": 1}}}, "'gird' is not one of grid, random, bayes"),
+    ({"method": "grid", "parameters": {}}, "parameters must be"),
+    ({"method": "grid", "parameters": {"x": [1, 2]}}, "parameter x must be a mapping"),
+    ({"method": "grid", "parameters": {"a": {"parameters": {"x": {}}}}}, "parameter a.x needs value"),
+    ({"method": "grid", "parameters": {"x": {"distribution": "unifrom", "min": 0, "max": 1}}}, "'unifrom'"),
+    ({"method": "grid", "parameters": {"x": {"distribution": "uniform", "min": 0.0}}}, "lacks max"),
+    ({"method": "grid", "parameters": {"x": {"min": 2, "max": 1}}}, "min 2 is not below max 1"),
+    ({"method": "random", "parameters": {"x": {"min": "1e-5", "max": 1.0}}}, "'1e-5' is not a number"),
+    ({"method": "grid", "parameters": {"x": {"min": 0.0, "max": 1.0}}}, r"grid cannot list x \(uniform\)"),
+    ({"method": "bayes", "parameters": {"x": {"min": 0.0, "max": 1.0}}}, "bayes needs a metric"),
+    ({"method": "grid", "early_terminate": {"type": "hyperband"}, "parameters": {"x": {"value": 1}}}, "needs a metric"),
+    (grid(min=0, max=10**9), "more than 1,000,000 points"),
+    (rand(values=[]), r"values must be a list that is not empty, not \[\]"),
+    (grid(values="abc"), "values must be a list"),
+    (rand(values=[1, 2], probabilities=[1]), "as long as values"),
+    (rand(values=[1, 2], probabilities=[1, 1]), "add up to 1"),
+    (rand(distribution="log_uniform_values", min=0, max=1), "above 0"),
+    (rand(distribution="log_uniform", min=1, max=1e4), "exponents of e"),
+    (rand(distribution="q_uniform", min=0, max=1, q=0), "q 0 is not above 0"),
+    (rand(distribution="normal", mu="zero"), "mu 'zero' is not a number"),
+    (rand(distribution="beta", a=-1), "a -1 is not above 0"),
+    (rand(parameters=[1]), "parameter x: parameters must be a mapping"),
+    (rand(value=1) | {"run_cap": "two"}, "run_cap 'two' is not a whole number"),
+    (rand(value=1) | {"metric": {"goal": "down"}}, "metric.goal 'down'"),
+    (rand(value=1) | {"metric": "loss"}, "metric 'loss' is not a mapping"),
+    (rand(value=1) | {"metric": {"name": "x"}, "early_terminate": {"type": "median"}}, "'median' is not hyperband"),
+    (rand(value=1) | {"method": "custom", "scheduler": {"engine": "tpe"}}, "scheduler.engine 'tpe'"),
+    (grid(value=1) | {"scheduler": {"engine": "optuna"}}, "method 'grid' is not one of custom"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_a_wrong_configuration_is_refused_by_name(config, message):
+    with pytest.raises(ValueError, match=f"Invalid sweep config: .*{message}"):
+        search.check(config)
+
+
+junk = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.floats(), st.sampled_from(["", "1e-5"]), st.just([]))
+leaves = st.dictionaries(
+    st.sampled_from(["value", "values", "probabilities", "min", "max", "mu", "sigma", "q", "a", "b", "distribution"]),
+    st.one_of(junk, st.lists(junk, max_size=2), st.sampled_from(sorted(search.DRAW))),
+)
+
+
+@given(st.sampled_from(["grid", "random"]), leaves)
+def test_what_is_accepted_can_be_drawn(method, spec):
+    config = {"method": method, "parameters": {"x": spec}}
+    with contextlib.suppress(ValueError):
+        search.check(config)
+        for _ in range(20):
+            try:
+                search.next_point(config, [], [])
+            except Exception as error:
+                raise AssertionError(f"accepted, and then: {error!r}") from error
+
+
+def test_bayes_without_its_package_is_one_clear_line(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sweeps", None)
+    config = {"method": "bayes", "metric": {"name": "loss"}, "parameters": {"x": {"min": 0.0, "max": 1.0}}}
+    with pytest.raises(ValueError, match=r"bayes needs W&B's package sweeps .*: pip install .*sweeps=="):
+        search.check(config)
