@@ -17,7 +17,7 @@ settings.register_profile("shared", deadline=None, max_examples=50, suppress_hea
 settings.load_profile("shared")
 
 ROOT = Path(__file__).parent.parent
-HUGGING_FACE = tempfile.TemporaryDirectory(prefix="huggingface-")  # not the user's own cache, nor that of a parallel test
+HUGGING_FACE = tempfile.TemporaryDirectory(prefix="huggingface-")  # neither the user's cache nor another worker's
 os.environ["HF_HOME"] = HUGGING_FACE.name
 
 
