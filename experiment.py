@@ -145,9 +145,11 @@ def devices() -> list[str]:
 def agents(sweep: str, output: Path, command: list[str], gpus: list[str], line: int) -> Iterator[list]:
     """One agent per visible GPU, one on a CPU, each writing to `output`/agent-N.log and holding the server's line."""
     processes: list[subprocess.Popen] = []
+    # Each has a wandb-core of its own: the one of this process would die with it, and their rows with that.
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     try:
         for index, gpu in enumerate(gpus or [None]):
-            environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+            environment = inherited | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
             with open(output / f"agent-{index}.log", "w") as log:
                 process = subprocess.Popen(
                     # When this process is killed, the agent gets SIGTERM: it does not train on with nobody watching.
@@ -184,6 +186,11 @@ def kill_session(leader: int) -> None:
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             if int(stat.read_text().rpartition(")")[2].split()[3]) == leader:
                 os.kill(int(stat.parent.name), signal.SIGKILL)
+
+
+def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
+    """The runs without those whose point was offered again."""
+    return list({json.dumps([run["config"].get(name) for name in sweep["parameters"]]): run for run in runs}.values())
 
 
 def watch(states, progress: Progress, processes: list, server: Server | None, poll_seconds: float) -> None:
@@ -274,13 +281,18 @@ class Experiment:
                     run.delete()  # W&B's own way to have a point of a grid offered again
             wandb_sweep(["--resume", self.sweep])
         total = sweep.expected_run_count
+
+        def states() -> list[dict] | None:
+            runs = pull.states(api, self.sweep)
+            return runs and last_attempts(runs, self.config)
+
         command = self.agent(total, len(gpus) or 1)
         try:
             with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:
                 progress = Progress(total, varied(self.config))
-                watch(lambda: pull.states(api, self.sweep), progress, processes, server, self.poll_seconds)
+                watch(states, progress, processes, server, self.poll_seconds)
             for _ in range(20):  # about ten minutes of a server that does not answer
-                if (runs := pull.states(api, self.sweep)) is not None:
+                if (runs := states()) is not None:
                     return self.finish(runs, total, processes)
                 time.sleep(1)
                 if server and not server.serves():
