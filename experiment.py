@@ -46,9 +46,7 @@ def read_yaml(path: Path, flag: str) -> dict:
     """A mapping from a YAML file. InputError, before anything is expanded, for one that would not fit in memory."""
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise InputError(
-                f"{flag} {path}: {path.stat().st_size:,} bytes; a {LARGEST_FILE:,} byte file is the largest"
-            )
+            raise InputError(f"{flag} {path}: {path.stat().st_size:,} bytes; the most is {LARGEST_FILE:,}")
         text = path.read_text(encoding="utf-8")
         if expanded(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
             raise InputError(f"{flag} {path}: its aliases (*name) stand for more than {MOST_NODES:,} values")
@@ -82,7 +80,8 @@ def read_sweep(path: Path) -> dict:
         for value in (*values, parameter.get("min"), parameter.get("max")):
             if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
                 raise InputError(f"{path}: {name}: {value} is a string to YAML; write {float(value):.1e}")
-            if name == "learning_rate" and value is not None and not positive(value):
+        for value in values if name == "learning_rate" else ():
+            if value is not None and not positive(value):
                 raise InputError(f"{path}: learning_rate: {value} is not a rate; it must be a finite number above 0")
     cap = sweep.get("run_cap")
     if cap is not None and not (type(cap) is int and cap > 0):
@@ -195,7 +194,7 @@ def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
 
 def watch(states, progress: Progress, processes: list, server: Server | None, poll_seconds: float) -> None:
     """Show the runs until the agents have ended. Nothing that the server does or fails to do ends an agent."""
-    start, asked = time.monotonic(), 0.0
+    asked = 0.0
     while any(process.poll() is None for process in processes):
         time.sleep(0.5)
         if time.monotonic() - asked < poll_seconds:
@@ -204,14 +203,13 @@ def watch(states, progress: Progress, processes: list, server: Server | None, po
         if server and not server.serves():
             progress.say(f"the local server has died; {server.revive()}")
         progress.show(states())
-    print(f"the agents ended after {time.monotonic() - start:.0f} s", flush=True)
 
 
 def broken(runs: list[dict], total: int | None, sweep: dict) -> list[str]:
     """One line for each point of the sweep that has no finished run."""
     keys = varied(sweep)
     lines = [f"{label(run, keys)}: {ended(run)}" for run in runs if run["state"] != "finished"]
-    axes = [spec.get("values") or [spec.get("value")] for spec in sweep["parameters"].values()]
+    axes = [spec.get("values", [spec["value"]] if "value" in spec else []) for spec in sweep["parameters"].values()]
     tried = [[run["config"].get(name) for name in sweep["parameters"]] for run in runs]
     if sweep.get("method") == "grid" and total == math.prod(map(len, axes)):
         missing = [point for point in itertools.product(*axes) if list(point) not in tried]
@@ -286,13 +284,14 @@ class Experiment:
             runs = pull.states(api, self.sweep)
             return runs and last_attempts(runs, self.config)
 
+        progress = Progress(total, varied(self.config))
         command = self.agent(total, len(gpus) or 1)
         try:
             with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:
-                progress = Progress(total, varied(self.config))
                 watch(states, progress, processes, server, self.poll_seconds)
             for _ in range(20):  # about ten minutes of a server that does not answer
                 if (runs := states()) is not None:
+                    progress.show(runs)
                     return self.finish(runs, total, processes)
                 time.sleep(1)
                 if server and not server.serves():

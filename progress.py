@@ -10,10 +10,8 @@ LIVE = ("running", "pending", "preempting")
 
 
 def varied(sweep: dict) -> list[str]:
-    """The parameters of a sweep that differ between its runs."""
-    return [
-        key for key, spec in sweep["parameters"].items() if "value" not in spec and len(spec.get("values", ())) != 1
-    ]
+    """The parameters of a sweep that its runs may differ in."""
+    return [key for key, spec in sweep["parameters"].items() if "value" not in spec]
 
 
 def label(run: dict, keys: list[str]) -> str:
