@@ -1,4 +1,4 @@
-# make experiment   the whole experiment, on a GPU or a CPU: outputs/learning_rate_exploration/README.md
+# make experiment   the whole experiment, on a GPU or a CPU: outputs/latest/README.md
 # make test         all tests and lint
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,46 +1,77 @@
 """The whole experiment in one command: sweep, agents, report.
 
-    python experiment.py
+    python experiment.py [--sweep sweep.yaml]
+    python experiment.py --resume [SWEEP] [--retry-failed]
 
 Creates the sweep from sweep.yaml, runs one agent per visible GPU (one on a CPU) until the grid is done and writes the
-report. The agent is the gang, which trains several configurations at once, or with --one-by-one W&B's own. Without
---server cloud everything stays on this machine, in outputs/local_wandb.
+report to outputs/NAME-ID, which outputs/latest points to. The agent is the gang, which trains several configurations at
+once, or with --one-by-one W&B's own. Without --server cloud everything stays on this machine, in outputs/local_wandb.
 """
 
 import argparse
+import contextlib
+import itertools
+import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 import yaml
 
-from analysis import pull
 from analysis.files import InputError
+from local_server import Server
+from progress import Progress, ended, label, varied
 
-LOCAL_DATA = Path("outputs/local_wandb")
+OUTPUTS, LATEST = Path("outputs"), Path("outputs/latest")
+LOCAL_DATA = OUTPUTS / "local_wandb"
+ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
+PROJECT = "learning-rate-exploration"  # where neither the sweep nor WANDB_PROJECT names one
 STARTER_DATA = Path("starter/data/test.jsonl")
 POLL_SECONDS = {"local": 3, "cloud": 15}  # how often the runs' state is read; W&B's cloud limits requests
-LINE_SECONDS = 15  # how often a log that is no terminal gets a line
 END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
+LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
 WANDB = [sys.executable, "-m", "wandb"]
+ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*|.*?train\.py: .+|gang: .*failed.*)$", re.MULTILINE)
+
+
+def read_yaml(path: Path, flag: str) -> dict:
+    """A mapping from a YAML file. InputError, before anything is expanded, for one that would not fit in memory."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{flag} {path}: {path.stat().st_size:,} bytes; the most is {LARGEST_FILE:,}")
+        text = path.read_text(encoding="utf-8")
+        if expanded(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
+            raise InputError(f"{flag} {path}: its aliases (*name) stand for more than {MOST_NODES:,} values")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{flag} {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{flag} {path}: expected `key: value` lines")
+    return content
+
+
+def expanded(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """How many nodes there are below this one when every alias is written out; infinite for one inside itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        flat = itertools.chain.from_iterable(parts) if isinstance(node, yaml.MappingNode) else parts
+        known[id(node)] = 1 + sum(expanded(part, known) for part in flat)
+    return known[id(node)]
 
 
 def read_sweep(path: Path) -> dict:
-    """The sweep's configuration; InputError if it cannot be read or a number in it is a string."""
-    try:
-        sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--sweep {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
+    """The sweep's configuration; InputError for whatever can be known to be wrong before the sweep is created."""
+    sweep = read_yaml(path, "--sweep")
+    if not isinstance(sweep.get("parameters"), dict):
         raise InputError(f"--sweep {path}: no parameters; see sweep.yaml for the form")
     for name, parameter in sweep["parameters"].items():
         values = parameter.get("values", [parameter.get("value")]) if isinstance(parameter, dict) else None
@@ -49,116 +80,145 @@ def read_sweep(path: Path) -> dict:
         for value in (*values, parameter.get("min"), parameter.get("max")):
             if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
                 raise InputError(f"{path}: {name}: {value} is a string to YAML; write {float(value):.1e}")
+        for value in values if name == "learning_rate" else ():
+            if value is not None and not positive(value):
+                raise InputError(f"{path}: learning_rate: {value} is not a rate; it must be a finite number above 0")
+    cap = sweep.get("run_cap")
+    if cap is not None and not (type(cap) is int and cap > 0):
+        raise InputError(f"{path}: run_cap: {cap} must be a whole number from 1 up")
+    if cap is None and sweep.get("method") in ("random", "bayes"):
+        raise InputError(f"{path}: method: {sweep['method']} has no end of its own; add run_cap: N, the number of runs")
+    if (program := sweep.get("program")) and not Path(program).is_file():
+        raise InputError(f"{path}: program: {program}: there is no such file")
+    if (recipe := recipe_of(sweep)) is not None:
+        read_yaml(recipe, f"{path}: --config")
     return sweep
 
 
-def grid_size(sweep: dict) -> int | None:
-    """The number of points of a grid, None where the sweep has no end of its own."""
-    cap = sweep.get("run_cap")
-    if sweep.get("method") != "grid":
-        return cap
-    points = math.prod(len(parameter.get("values", [None])) for parameter in sweep["parameters"].values())
-    return min(points, cap or points)
+def positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-@contextmanager
-def local_server() -> Iterator[dict[str, str]]:
-    """Run local_wandb on a free port; yields the variables that point W&B's client at it."""
-    command = [sys.executable, "-m", "local_wandb", "--data", str(LOCAL_DATA)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        lines = [process.stdout.readline().strip() for _ in range(3)]
-        if not all(lines):
-            raise InputError("local_wandb did not start; its own message is above")
-        variables = dict(line.removeprefix("export ").split("=", 1) for line in lines[:2])
-        print(lines[2].removeprefix("# "), flush=True)
-        # Rows every 2 seconds instead of 15, so that a killed run loses little; nothing is sent to W&B.
-        yield variables | {"WANDB_ERROR_REPORTING": "false", "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "2"}
-    finally:
-        process.terminate()
-        process.wait()
+def recipe_of(sweep: dict) -> Path | None:
+    """The recipe that the sweep's command names."""
+    words = [str(word) for word in sweep.get("command") or ()]
+    return next((Path(word) for flag, word in itertools.pairwise(words) if flag == "--config"), None)
 
 
 def create_sweep(path: Path, sweep: dict) -> str:
     """`wandb sweep FILE`; returns ENTITY/PROJECT/SWEEP."""
-    project = [] if "project" in sweep else ["--project", "learning-rate-exploration"]
-    command = [*WANDB, "sweep", *project, str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    found = re.search(r"wandb agent (\S+/\S+/\S+)", result.stdout + result.stderr)
-    if result.returncode or not found:
-        lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
-        raise InputError(f"wandb sweep {path}: {lines[-1] if lines else 'no answer'}")
-    return found[1]
+    project = [] if "project" in sweep or "WANDB_PROJECT" in os.environ else ["--project", PROJECT]
+    printed = wandb_sweep([*project, str(path)])
+    if found := re.search(r"wandb agent (\S+/\S+/\S+)", printed):
+        return found[1]
+    raise InputError(f"wandb sweep {path}: {last_line(printed)}")
 
 
-@contextmanager
-def agents(sweep: str, output: Path, command: list[str]) -> Iterator[list[subprocess.Popen]]:
-    """One agent per visible GPU, one on a CPU, each writing to `output`/agent-N.log."""
-    processes: list[subprocess.Popen] = []
+def wandb_sweep(arguments: list[str]) -> str:
+    result = subprocess.run([*WANDB, "sweep", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if result.returncode:
+        raise InputError(f"wandb sweep {' '.join(arguments)}: {last_line(result.stdout + result.stderr)}")
+    return result.stdout + result.stderr
+
+
+def last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no answer")
+
+
+def devices() -> list[str]:
+    """The visible GPUs, as CUDA_VISIBLE_DEVICES names them; none on a CPU. (torch would take seconds to say it.)"""
     try:
-        for index in range(devices()):
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            device = visible[index] if index < len(visible) and visible[index] else str(index)
-            environment = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if torch.cuda.is_available() else {})
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        return []
+    gpus = re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not gpus:
+        return gpus
+    names = (name.strip() for name in visible.split(","))
+    # As CUDA does, up to the first name that means none.
+    return list(itertools.takewhile(lambda name: name in gpus or name.startswith(("GPU-", "MIG-")), names))
+
+
+@contextlib.contextmanager
+def agents(sweep: str, output: Path, command: list[str], gpus: list[str], line: int) -> Iterator[list]:
+    """One agent per visible GPU, one on a CPU, each writing to `output`/agent-N.log and holding the server's line."""
+    processes: list[subprocess.Popen] = []
+    # Each has a wandb-core of its own: the one of this process would die with it, and their rows with that.
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    try:
+        for index, gpu in enumerate(gpus or [None]):
+            environment = inherited | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
             with open(output / f"agent-{index}.log", "w") as log:
                 process = subprocess.Popen(
-                    [*command, sweep],
+                    # When this process is killed, the agent gets SIGTERM: it does not train on with nobody watching.
+                    ["setpriv", "--pdeathsig", "TERM", *command, sweep],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    pass_fds=[line],
                 )
             processes.append(process)
         yield processes
     finally:
-        for process in processes:
-            process.terminate()  # both kinds of agent let their runs finish the upload first
-        for process in processes:
-            try:
-                process.wait(END_SECONDS)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                os.killpg(process.pid, signal.SIGKILL)
+        working = [process for process in processes if process.poll() is None]
+        try:
+            if working:
+                print("\nstopping; the runs send their last rows (Ctrl-C again gives these up)", file=sys.stderr)
+            for process in working:
+                process.terminate()  # both kinds of agent let their runs finish the upload first
+            deadline = time.monotonic() + END_SECONDS
+            for process in working:
+                process.wait(deadline - time.monotonic())
+        except (subprocess.TimeoutExpired, KeyboardInterrupt, SystemExit):
+            print("killed; rows that had not been sent are lost", file=sys.stderr)
+            for process in working:
+                kill_session(process.pid)
                 process.wait()
 
 
-def devices() -> int:
-    return max(1, torch.cuda.device_count())
+def kill_session(leader: int) -> None:
+    """Kill an agent and what it has started (W&B's agent gives each run a process group of its own)."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if int(stat.read_text().rpartition(")")[2].split()[3]) == leader:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
+    """The runs without those whose point was offered again."""
+    return list({json.dumps([run["config"].get(name) for name in sweep["parameters"]]): run for run in runs}.values())
 
 
-def watch(sweep: str, total: int | None, processes: list[subprocess.Popen], poll_seconds: float) -> None:
-    """Print which run of how many, its step, loss and an estimate of the time left, until the agents end."""
-    api = pull.connect()
-    start, printed, seen = time.monotonic(), 0.0, -1
+def watch(states, progress: Progress, processes: list, server: Server | None, poll_seconds: float) -> None:
+    """Show the runs until the agents have ended. Nothing that the server does or fails to do ends an agent."""
+    asked = 0.0
     while any(process.poll() is None for process in processes):
-        time.sleep(poll_seconds)
-        runs = pull.states(api, sweep)
-        if runs is None:  # the server is busy or away; the runs go on, and so does the next question
+        time.sleep(0.5)
+        if time.monotonic() - asked < poll_seconds:
             continue
-        ended = sum(run["state"] not in ("running", "pending") for run in runs)
-        training = [run for run in runs if run["state"] == "running" and run["step"] is not None and run["steps"]]
-        done = ended + sum(run["step"] / run["steps"] for run in training)
-        elapsed = time.monotonic() - start
-        parts = [f"run {min(ended + 1, total or len(runs))} of {total or '?'}"]
-        for run in training:
-            loss = "" if run["loss"] is None else f", loss {run['loss']:.3f}"
-            parts.append(f"{run['name']}: step {run['step']:.0f} of {run['steps']:.0f}{loss}")
-        if total and done > 0.02:
-            parts.append(f"about {duration(elapsed * (total - done) / done)} left")
-        line = " · ".join(parts if training else [*parts, "starting"])
-        if sys.stdout.isatty():
-            print("\r\033[K" + line, end="", flush=True)
-        elif time.monotonic() - printed > LINE_SECONDS or ended > seen:
-            printed, seen = time.monotonic(), ended
-            print(line, flush=True)
-    print(f"\nthe agents ended after {duration(time.monotonic() - start)}")
+        asked = time.monotonic()
+        if server and not server.serves():
+            progress.say(f"the local server has died; {server.revive()}")
+        progress.show(states())
 
 
-def errors(output: Path, processes: list[subprocess.Popen]) -> list[str]:
+def broken(runs: list[dict], total: int | None, sweep: dict) -> list[str]:
+    """One line for each point of the sweep that has no finished run."""
+    keys = varied(sweep)
+    lines = [f"{label(run, keys)}: {ended(run)}" for run in runs if run["state"] != "finished"]
+    axes = [spec.get("values", [spec["value"]] if "value" in spec else []) for spec in sweep["parameters"].values()]
+    tried = [[run["config"].get(name) for name in sweep["parameters"]] for run in runs]
+    if sweep.get("method") == "grid" and total == math.prod(map(len, axes)):
+        missing = [point for point in itertools.product(*axes) if list(point) not in tried]
+        points = (dict(zip(sweep["parameters"], point, strict=True)) for point in missing)
+        return lines + [f"{label({'name': '', 'config': point}, keys)}: no run" for point in points]
+    return lines + ([f"{total - len(runs)} runs of {total} are missing"] if total and total > len(runs) else [])
+
+
+def refusals(output: Path, processes: list[subprocess.Popen]) -> list[str]:
     """The one-line messages with which train.py or the gang refused its input, without repeats."""
     messages = []
     for index, process in enumerate(processes):
@@ -168,69 +228,195 @@ def errors(output: Path, processes: list[subprocess.Popen]) -> list[str]:
     return list(dict.fromkeys(messages))
 
 
-def run(options: argparse.Namespace) -> int:
-    config = read_sweep(options.sweep)
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.output).close()
-    except OSError as error:
-        raise InputError(f"--output {options.output}: {error.strerror}; choose a writable directory") from error
-    if not STARTER_DATA.exists():
-        subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
-    sweep = create_sweep(options.sweep, config)
-    print(f"sweep: {sweep} (others may join: wandb agent {sweep})", flush=True)
-    total = grid_size(config)
-    if options.one_by_one or (total is not None and total <= devices()):
-        command = [*WANDB, "agent", "--forward-signals"]
-        print("one run at a time on each device (wandb agent)", flush=True)
-    else:
-        command = [sys.executable, "-m", "gang"]
-        if total and devices() > 1:  # one gang measures what pays; several must leave each other a share
-            command += ["--size", str(math.ceil(total / devices()))]
+def causes(output: Path, processes: list[subprocess.Popen]) -> list[str]:
+    """For each agent that failed, or in whose log a run did: the last line that says why, and where to read on."""
+    lines = []
+    for index, process in enumerate(processes):
+        path = output / f"agent-{index}.log"
+        log = path.read_text(errors="replace")
+        found = ERROR.findall(log)
+        if process.returncode or found:
+            code = f"ended with exit code {process.returncode}" if process.returncode else "went on after a failure"
+            lines.append(f"agent {index} {code}: {(found or [last_line(log)])[-1].strip()} (all of it: {path})")
+    return lines
+
+
+class Experiment:
+    """A sweep, new or resumed, and its output folder."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.sweep, self.output = options, None, options.output
+        self.poll_seconds = POLL_SECONDS[options.server]
+        self.config = None if options.resume else read_sweep(options.sweep)
+        if options.resume:
+            self.sweep, self.output = remembered(options)
+        if LATEST.is_dir() and not LATEST.is_symlink():
+            raise InputError(f"{LATEST} is a folder; move it: it is to be the link to the newest experiment")
+        writable(self.output or OUTPUTS)
+
+    def run(self, server: Server | None) -> int:
+        """Everything from the sweep to the report; returns the exit code."""
+        from analysis import pull  # W&B's client takes a second to import, in which the server starts
+
+        gpus = devices()
+        if server:
+            server.ready()
+        if not STARTER_DATA.exists():
+            subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
+        if self.sweep is None:
+            self.sweep = create_sweep(self.options.sweep, self.config)
+        api = pull.connect()
+        sweep = pull.find(api, self.sweep)
+        self.config = sweep.config
+        name = re.sub(r"[^\w.-]+", "-", sweep.name).strip("-")
+        self.output = self.output or OUTPUTS / f"{name}-{sweep.id}"
+        self.remember()
+        print(f"sweep: {self.sweep} (others may join: wandb agent {self.sweep})")
+        print(f"watch: {server.page(sweep.url) if server else sweep.url}", flush=True)
+        if self.options.resume:
+            if self.options.retry_failed:
+                for run in [run for run in sweep.runs if run.state in ("failed", "crashed", "killed")]:
+                    run.delete()  # W&B's own way to have a point of a grid offered again
+            wandb_sweep(["--resume", self.sweep])
+        total = sweep.expected_run_count
+
+        def states() -> list[dict] | None:
+            runs = pull.states(api, self.sweep)
+            return runs and last_attempts(runs, self.config)
+
+        progress = Progress(total, varied(self.config))
+        command = self.agent(total, len(gpus) or 1)
+        try:
+            with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:
+                watch(states, progress, processes, server, self.poll_seconds)
+            for _ in range(20):  # about ten minutes of a server that does not answer
+                if (runs := states()) is not None:
+                    progress.show(runs)
+                    return self.finish(runs, total, processes)
+                time.sleep(1)
+                if server and not server.serves():
+                    server.revive()
+            raise InputError(f"the server does not answer; for the report: {self.again()}")
+        except (KeyboardInterrupt, SystemExit):
+            print(f"stopped; what the runs logged is kept. To go on: {self.again()}", file=sys.stderr)
+            raise
+
+    def agent(self, total: int | None, count: int) -> list[str]:
+        if self.options.one_by_one or (total is not None and total <= count):
+            print("one run at a time on each device (wandb agent)", flush=True)
+            return [*WANDB, "agent", "--forward-signals"]
         print("several runs at once on each device (python -m gang; --one-by-one for wandb agent)", flush=True)
-    with agents(sweep, options.output, command) as processes:
-        watch(sweep, total, processes, POLL_SECONDS[options.server])
-    refused = errors(options.output, processes)
-    for message in refused:
-        print(message, file=sys.stderr)
-    failed = [index for index, process in enumerate(processes) if process.returncode and not refused]
-    for index in failed:
-        log = options.output / f"agent-{index}.log"
-        print(f"agent {index} ended with exit code {processes[index].returncode}: see {log}", file=sys.stderr)
-    code = subprocess.run([sys.executable, "-m", "analysis", sweep, "--output", str(options.output)]).returncode
-    if options.server == "local":
-        print(f"to compare the runs again: python -m local_wandb --data {LOCAL_DATA}")
-    return code or (2 if refused else 1 if failed else 0)
+        # One gang measures what pays; several must leave each other a share.
+        share = ["--size", str(math.ceil(total / count))] if total and count > 1 else []
+        return [sys.executable, "-m", "gang", *share]
+
+    def finish(self, runs: list[dict], total: int | None, processes: list[subprocess.Popen]) -> int:
+        """Name what went wrong, and write the report of what there is."""
+        refused, failed = refusals(self.output, processes), broken(runs, total, self.config)
+        for line in refused or [*failed, *(causes(self.output, processes) if failed else [])]:
+            print(line, file=sys.stderr)
+        if failed or refused:
+            print(f"to try these again: {self.again('--retry-failed')}", file=sys.stderr)
+        code = 0
+        if any(run["step"] is not None for run in runs):
+            command = [sys.executable, "-m", "analysis", self.sweep, "--output", str(self.output)]
+            code = subprocess.run(command).returncode
+        else:
+            print("no run has logged anything: no report", file=sys.stderr)
+        if self.options.server == "local":
+            print(f"to see the runs again: python -m local_wandb --data {LOCAL_DATA}")
+        return 2 if refused else 1 if failed or any(process.returncode for process in processes) else code
+
+    def remember(self) -> None:
+        """Make the output folder, with the recipe as used and what --resume needs, and point outputs/latest to it."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        recipe, copy = recipe_of(self.config), self.output / "recipe.yaml"
+        if recipe and recipe.is_file():
+            if self.options.resume and copy.is_file() and copy.read_bytes() != recipe.read_bytes():
+                raise InputError(f"{recipe} is not what this sweep began with, {copy}: its runs would not compare")
+            shutil.copy(recipe, copy)
+        about = {"sweep": self.sweep, "server": self.options.server}
+        (self.output / ABOUT).write_text(json.dumps(about) + "\n")
+        LATEST.parent.mkdir(exist_ok=True)
+        LATEST.unlink(missing_ok=True)
+        LATEST.symlink_to(os.path.relpath(self.output, LATEST.parent))
+
+    def again(self, *more: str) -> str:
+        """The command that goes on with this experiment."""
+        place = ["--output", str(self.options.output)] if self.options.output else []
+        server = ["--server", "cloud"] if self.options.server == "cloud" else []
+        words = ["python", "experiment.py", "--resume", self.sweep, *more, *place, *server]
+        return " ".join(words + (["--one-by-one"] if self.options.one_by_one else []))
+
+
+def remembered(options: argparse.Namespace) -> tuple[str, Path | None]:
+    """The sweep to resume and its output folder, None where this machine does not know it."""
+    if options.resume != "latest":
+        if options.resume.count("/") != 2:
+            raise InputError(f"--resume {options.resume}: give ENTITY/PROJECT/SWEEP, or nothing for the last one")
+        known = sorted(OUTPUTS.glob(f"*-{options.resume.rpartition('/')[2]}/{ABOUT}"))
+        return options.resume, options.output or (known[0].parent if known else None)
+    try:
+        about = json.loads((LATEST / ABOUT).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"--resume: no experiment at {LATEST} ({error}); give ENTITY/PROJECT/SWEEP") from error
+    options.server = about["server"]
+    return about["sweep"], options.output or OUTPUTS / os.readlink(LATEST)
+
+
+def writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"--output {folder}: {error.strerror}; choose a writable directory") from error
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", choices=["local", "cloud"], default="local", help="cloud: your own W&B login")
     parser.add_argument("--sweep", type=Path, default=Path("sweep.yaml"), help="default: %(default)s")
-    default = Path("outputs/learning_rate_exploration")
-    parser.add_argument("--output", type=Path, default=default, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, help="default: outputs/NAME-ID, of the sweep")
     parser.add_argument("--one-by-one", action="store_true", help="plain agents, one run at a time on each device")
+    parser.add_argument(
+        "--resume", nargs="?", const="latest", metavar="SWEEP", help="go on with ENTITY/PROJECT/SWEEP, or the last one"
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="with --resume: delete failed runs and run them anew"
+    )
     options = parser.parse_args()
+    if options.retry_failed and not options.resume:
+        parser.error("--retry-failed needs --resume")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))  # as an exception, so that agents and server are ended too
     # The sweep's command starts `python`: let it be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
+        experiment = Experiment(options)
         if options.server == "cloud":
             if os.environ.get("WANDB_MODE", "online") != "online":
                 raise InputError("WANDB_MODE: unset it; the report reads the runs from the server")
-            return run(options)
+            prepare_environment()
+            return experiment.run(None)
+        key = os.environ.get("WANDB_API_KEY")
         for name in [name for name in os.environ if name.startswith("WANDB_") and not name.endswith("_DIR")]:
             del os.environ[name]  # meant for another server
-        with local_server() as variables:
-            os.environ.update(variables)
-            return run(options)
+        prepare_environment()
+        with Server(LOCAL_DATA, key) as server:
+            return experiment.run(server)
     except InputError as error:
         print(f"experiment: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; what the runs logged is kept", file=sys.stderr)
         return 130
+
+
+def prepare_environment() -> None:
+    """What the agents and their runs inherit."""
+    os.environ["WANDB_MODE"] = "online"  # or a `wandb offline` of long ago would train into nothing
+    os.environ["WANDB_AGENT_DISABLE_FLAPPING"] = "true"  # W&B's agent would leave out the points after three failures
+    os.environ["WANDB_AGENT_MAX_INITIAL_FAILURES"] = "1000000"
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # libraries' words to their own authors, in every run's log
 
 
 if __name__ == "__main__":

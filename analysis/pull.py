@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import wandb
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from analysis.files import InputError, number, save, strict, to_json
 from analysis.runs import learning_rate, rate_directory
@@ -42,20 +43,23 @@ def connect() -> wandb.Api:
 
 
 def states(api: wandb.Api, sweep: str) -> list[dict] | None:
-    """Name, state, step, planned steps and loss of each run of ENTITY/PROJECT/SWEEP; None if there is no answer now."""
+    """How each run of ENTITY/PROJECT/SWEEP stands: see the keys below; None if there is no answer now."""
     entity, project, sweep_id = sweep.split("/")
     api.flush()  # it would answer from its cache
     try:
         runs = list(api.runs(f"{entity}/{project}", {"sweep": sweep_id}, per_page=200, lazy=False))
-    except (wandb.errors.Error, OSError, ValueError):
+    except (wandb.errors.Error, WandbApiFailedError, OSError, ValueError):
         return None
     return [
         {
+            "id": run.id,
             "name": run.name,
             "state": run.state,
+            "config": run.config,
             "step": number(run.summary.get("train/global_step")),
             "steps": number(run.config.get("max_steps")),
             "loss": number(run.summary.get("train/loss")),
+            "diverged": number(run.summary.get("diverged_at_step")),
         }
         for run in runs
     ]

@@ -125,7 +125,9 @@ def measure(peer: str, recipe: Path, environment: dict[str, str], project: str) 
             "command": ["${env}", "${interpreter}", "${program}", "--config", str(recipe), "${args}"],
         }  # fmt: skip
         recipe.with_name("sweep.yaml").write_text(yaml.safe_dump(sweep))
-        created = call(["wandb", "sweep", "--project", project, recipe.with_name("sweep.yaml")], environment)
+        created = call(
+            [sys.executable, "-m", "wandb", "sweep", "--project", project, recipe.with_name("sweep.yaml")], environment
+        )
         path = re.search(r"wandb agent (\S+)", created)[1]
     start, cpu = time.monotonic(), children_seconds()
     printed = []

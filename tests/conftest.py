@@ -1,8 +1,10 @@
 """One local_wandb for all tests: the real client against it is the test double, never a mock of wandb."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ settings.register_profile("shared", deadline=None, max_examples=50, suppress_hea
 settings.load_profile("shared")
 
 ROOT = Path(__file__).parent.parent
+HUGGING_FACE = tempfile.TemporaryDirectory(prefix="huggingface-")  # neither the user's cache nor another worker's
+os.environ["HF_HOME"] = HUGGING_FACE.name
 
 
 @dataclass
@@ -69,6 +73,18 @@ def start(data: Path, *options: str, env: dict[str, str] | None = None) -> Serve
         client[variable] = str(folder)
     page = printed[2].removeprefix("# compare runs: ")
     return Server(data, process, exports["WANDB_BASE_URL"], exports["WANDB_API_KEY"], page, client)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder to run the project's commands in: its files by links, and an outputs/ of its own."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for path in ROOT.iterdir():
+        if not path.name.startswith(".") and path.name not in ("outputs", "wandb", "analysis"):
+            (folder / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "analysis", folder / "analysis")  # no link: a report names files as seen from its own place
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,21 @@
 """The whole flow with W&B's own client against local_wandb: sweep, agent, train.py, analysis."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
+
+import experiment as experiment_module
+from analysis.files import InputError
 
 ROOT = Path(__file__).parent.parent
 TINY = {"max_steps": 3, "per_device_train_batch_size": 2, "dataset_test_split": "test[:8]"}
@@ -37,19 +44,32 @@ def run_data(output: Path, rate: str) -> dict:
     return run
 
 
-def experiment(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "experiment.py", *map(str, arguments)]
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    return subprocess.run(command, cwd=ROOT, env=plain | environment, capture_output=True, text=True)
+@pytest.fixture
+def experiment(checkout):
+    """Runs experiment.py with these arguments, in a checkout of its own."""
+
+    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "experiment.py", *map(str, arguments)]
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        return subprocess.run(command, cwd=checkout, env=plain | environment, capture_output=True, text=True)
+
+    return run
 
 
 @pytest.mark.parametrize("agent", [[], ["--one-by-one"]], ids=["gang", "wandb agent"])
-def test_one_command_fills_in_the_report_with_a_diverged_run(agent, tiny_sweep, tmp_path):
+def test_one_command_fills_in_the_report_with_a_diverged_run(agent, experiment, checkout, tiny_sweep):
     """A rate of 1e30 makes the loss after the second step NaN; the run ends, keeps its rows and is called diverged."""
-    output = tmp_path / "out"
-    result = experiment("--sweep", tiny_sweep(2.0e-4, 1.0e30), "--output", output, *agent)
+    (checkout / "wandb").mkdir()
+    (checkout / "wandb" / "settings").write_text("[default]\nmode = offline\n")  # as `wandb offline` leaves it
+    result = experiment("--sweep", tiny_sweep(2.0e-4, 1.0e30), *agent)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"run 1 of 2 · .*", result.stdout)
+    assert "CHECK FAILED" in result.stderr or not result.stderr
+    assert re.search(r"^learning_rate=1e\+30: diverged at step 2, step 2 of 3, loss \d", result.stdout, re.MULTILINE)
+    assert re.search(r"^learning_rate=0.0002: finished, step 3 of 3, loss \d", result.stdout, re.MULTILINE)
+    sweep = re.search(r"^sweep: local/learning-rate-exploration/(\w+) ", result.stdout, re.MULTILINE)[1]
+    output = checkout / "outputs" / f"learning-rate-{sweep}"
+    assert (checkout / "outputs/latest").resolve() == output
+    assert yaml.safe_load((output / "recipe.yaml").read_text())["max_steps"] == 3
     good, bad = run_data(output, "0.0002"), run_data(output, "1e+30")
 
     assert good["state"] == bad["state"] == "finished"
@@ -78,7 +98,7 @@ def readme_commands(flow: str) -> list[str]:
 
 
 @pytest.mark.parametrize("flow", ["Local, no account", "Cloud", "Offline, then sync"])
-def test_the_flows_of_the_readme(flow, tiny_sweep, server, tmp_path):
+def test_the_flows_of_the_readme(flow, tiny_sweep, server, checkout, tmp_path):
     """Each line as it stands, but for the sweep's file, its id and the output directory; local_wandb is the cloud."""
     sweep, output = None, tmp_path / "out"
     elsewhere = ("local_wandb", "activate", "wandb login")
@@ -90,7 +110,7 @@ def test_the_flows_of_the_readme(flow, tiny_sweep, server, tmp_path):
         environment = server.env | {"WANDB_DIR": str(tmp_path), "WANDB_PROJECT": "flows"}
         command = command.replace("wandb/offline-run-*", f"{tmp_path}/wandb/offline-run-*")
         result = subprocess.run(
-            ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            ["bash", "-c", command], cwd=checkout, env=environment, capture_output=True, text=True, timeout=300
         )
         assert result.returncode == 0, command + "\n" + result.stdout + result.stderr
         if command.startswith("wandb sweep"):
@@ -101,6 +121,10 @@ def test_the_flows_of_the_readme(flow, tiny_sweep, server, tmp_path):
     assert len(run["files"]["generations.json"]) == 5
 
 
+RATES = "parameters: {learning_rate: {values: [1.0e-5]}}\n"
+NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for before, letter in pairwise("abcdefghi"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -108,28 +132,214 @@ def test_the_flows_of_the_readme(flow, tiny_sweep, server, tmp_path):
         ("parameters: {learning_rate: {value: 1e-5}}", "learning_rate: 1e-5 is a string to YAML; write 1.0e-05"),
         ("parameters: {learning_rate: [1.0e-5]}", "learning_rate: write `values: [...]`"),
         ("parameters: {learning_rate: {values: null}}", "learning_rate: write `values: [...]`"),
-        ("- 1", "no parameters"),
+        ("parameters: {learning_rate: {values: [1.0e-5, 0]}}", "learning_rate: 0 is not a rate"),
+        ("parameters: {learning_rate: {values: [-1.0e-5]}}", "learning_rate: -1e-05 is not a rate"),
+        ("parameters: {learning_rate: {values: [.inf]}}", "learning_rate: inf is not a rate"),
+        ("parameters: {learning_rate: {values: [.nan]}}", "learning_rate: nan is not a rate"),
+        (RATES + "run_cap: two", "run_cap: two must be a whole number"),
+        (RATES + "run_cap: 0", "run_cap: 0 must be a whole number"),
+        (RATES + "method: random", "method: random has no end of its own; add run_cap"),
+        (RATES + "program: trian.py", "program: trian.py: there is no such file"),
+        (RATES + "command: [x, --config, no.yaml]", "--config no.yaml: [Errno 2] No such file"),
+        (RATES + "command: [x, --config, README.md]", "--config README.md: "),
+        ("- 1", "expected `key: value` lines"),
+        ("", "expected `key: value` lines"),
+        ("a: 1", "no parameters"),
         ("a: [", "while parsing a flow node"),
+        ("a: &a [1]\n" + NINE, "its aliases (*name) stand for more than 100,000 values"),
+        ("a: &a [*a]", "its aliases (*name) stand for more than 100,000 values"),
+        ("a: " + "[" * 5000, "recursion"),
+        ("a: " + "1" * 100_000, "100,003 bytes; the most is 100,000"),
     ],
 )
-def test_a_bad_sweep_file_is_named(content, message, tmp_path):
+def test_a_bad_sweep_file_is_named(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     path = tmp_path / "sweep.yaml"
     path.write_text(content)
-    result = experiment("--sweep", path, "--output", tmp_path / "out")
+    with pytest.raises(InputError) as caught:
+        experiment_module.read_sweep(path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_sweeps_of_the_project_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert experiment_module.read_sweep(Path("sweep.yaml"))["project"] == experiment_module.PROJECT
+    few = tmp_path / "sweep.yaml"
+    few.write_text("rates: &rates [1.0e-5, 1.0e-4]\nparameters: {learning_rate: {values: *rates}}\n")
+    assert experiment_module.read_sweep(few)["parameters"]["learning_rate"]["values"] == [1.0e-5, 1.0e-4]
+
+
+def test_a_wrong_file_name_is_one_line_and_imports_nothing_slow(experiment, checkout, tmp_path):
+    result = experiment("--sweep", "no.yaml")
     assert result.returncode == 2
-    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "--sweep no.yaml: [Errno 2] No such file" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not list((checkout).glob("outputs/*"))
+    slow = "import sys, experiment; print(sorted({'torch', 'wandb', 'transformers'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", slow], cwd=checkout, text=True) == "[]\n"
 
 
-def test_an_unwritable_output_directory_is_named(tmp_path):
+def test_an_unwritable_output_directory_is_named(experiment, tmp_path):
     (tmp_path / "file").write_text("")
     result = experiment("--output", tmp_path / "file" / "out")
     assert result.returncode == 2
     assert "choose a writable directory" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
-def test_what_train_refuses_is_shown(tiny_sweep, tmp_path):
+def test_what_train_refuses_is_shown(experiment, tiny_sweep):
     path = tiny_sweep(2.0e-4)
     path.write_text(path.read_text().replace("learning_rate:", "learnig_rate:"))
-    result = experiment("--sweep", path, "--output", tmp_path / "out")
+    result = experiment("--sweep", path)
     assert result.returncode == 2
     assert "unknown key 'learnig_rate'; did you mean 'learning_rate'?" in result.stderr
+    assert "no run has logged anything: no report" in result.stderr
+
+
+# What can go wrong around a training, with a training that takes no time: any program logs as train.py does.
+TOY = """
+import signal, sys, time, wandb
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+point = dict(word[2:].split("=") for word in sys.argv[1:] if "=" in word)
+with wandb.init(config={"max_steps": 40}) as run:
+    for step in range(1, 41):
+        run.log({"train/global_step": step, "train/loss": 1 / step})
+        time.sleep(float(point["pause"]))
+    if float(point["learning_rate"]) > 0.1:
+        raise ValueError("this rate is too high")
+"""
+
+
+@pytest.fixture
+def toy_sweep(checkout):
+    """Writes a sweep of these rates, whose runs take 40 `pause`s; returns its path."""
+
+    def write(*rates: float, pause: float = 0.0) -> Path:
+        (checkout / "toy.py").write_text(TOY)
+        parameters = {"learning_rate": {"values": list(rates)}, "pause": {"value": pause}}
+        sweep = {"program": "toy.py", "method": "grid", "name": "toy", "parameters": parameters}
+        path = checkout / "toy.yaml"
+        path.write_text(yaml.safe_dump(sweep))
+        return path
+
+    return write
+
+
+def test_a_failed_point_is_named_with_its_cause_and_can_be_tried_again(experiment, checkout, toy_sweep):
+    sweep, recipe = toy_sweep(0.2, 0.01), checkout / "recipe.yaml"
+    recipe.write_text("max_steps: 40\n")
+    sweep.write_text(sweep.read_text() + "command: [python, toy.py, --config, recipe.yaml, '${args}']\n")
+    result = experiment("--sweep", sweep, "--one-by-one")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "learning_rate=0.2: failed, step 40 of 40, loss 0.025" in result.stderr
+    assert "learning_rate=0.01: finished, step 40 of 40, loss 0.025" in result.stdout
+    cause = "agent 0 went on after a failure: ValueError: this rate is too high (all of it: outputs/toy-"
+    assert cause in result.stderr
+    again = re.search(r"^to try these again: python (experiment.py .*)$", result.stderr, re.MULTILINE)[1]
+    recipe.write_text("max_steps: 41\n")
+    result = experiment(*again.split()[1:])
+    assert result.returncode == 2 and "recipe.yaml is not what this sweep began with" in result.stderr
+    recipe.write_text("max_steps: 40\n")
+    (checkout / "toy.py").write_text(TOY.replace("> 0.1", "> 0.3"))
+    result = experiment(*again.split()[1:])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(list((checkout / "outputs").glob("toy-*"))) == 1
+
+
+def test_a_point_that_nobody_ran_is_named():
+    sweep = {"method": "grid", "parameters": {"learning_rate": {"values": [1, 2.0, 3]}, "seed": {"value": 0}}}
+    done = {"state": "finished", "config": {"learning_rate": 2, "seed": 0, "r": 8}}
+    lines = experiment_module.broken([done], 3, sweep)
+    assert lines == ["learning_rate=1: no run", "learning_rate=3: no run"]
+    sweep["parameters"]["learning_rate"] = {"min": 1, "max": 3}
+    assert experiment_module.broken([done], 3, sweep) == ["2 runs of 3 are missing"]
+    assert experiment_module.broken([done], 1, sweep) == []
+
+
+def start(checkout: Path, *arguments: str | Path) -> subprocess.Popen:
+    """experiment.py in the checkout, once a run has begun to log."""
+    command = [sys.executable, "experiment.py", *map(str, arguments)]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    with open(checkout / "printed", "w") as printed:
+        process = subprocess.Popen(command, cwd=checkout, env=plain, stdout=printed, stderr=printed)
+    log = checkout / "outputs/latest/agent-0.log"
+    wait(lambda: log.exists() and "Syncing run" in log.read_text())
+    return process
+
+
+def wait(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """What still works in a folder, whoever started it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if Path(os.readlink(process / "cwd")) == folder:
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+def test_a_killed_experiment_leaves_no_orphan_and_no_lost_row(checkout, toy_sweep, experiment):
+    process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.5), "--one-by-one")
+    process.kill()
+    process.wait()
+    wait(lambda: not processes_in(checkout))  # the agent ends its run, which sends its rows; then the server ends
+    (checkout / "toy.py").write_text(TOY.replace("time.sleep(", "("))
+    result = experiment("--resume", "--retry-failed", "--one-by-one")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "learning_rate=0.1: finished, step 40 of 40" in result.stdout
+
+
+def test_an_interrupted_experiment_says_how_to_go_on(checkout, toy_sweep, experiment):
+    process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.5), "--one-by-one")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert not processes_in(checkout)
+    printed = (checkout / "printed").read_text()
+    assert "stopping; the runs send their last rows (Ctrl-C again gives these up)" in printed
+    assert re.search(
+        r"To go on: python experiment.py --resume local/learning-rate-exploration/\w+ --one-by-one$", printed
+    )
+    assert "Traceback" not in printed
+
+
+def test_a_server_that_dies_comes_back_and_the_run_loses_nothing(checkout, toy_sweep):
+    process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.2), "--one-by-one")
+    lock = checkout / "outputs/local_wandb/lock"
+    first = int(lock.read_text())
+    os.kill(first, signal.SIGKILL)
+    assert process.wait(120) == 0, (checkout / "printed").read_text()
+    assert "the local server has died; it serves again" in (checkout / "printed").read_text()
+    rows = run_data(checkout / "outputs/latest", "0.1")["history"]
+    assert [row["train/global_step"] for row in rows] == list(range(1, 41))
+    assert not processes_in(checkout)
+
+
+def test_nothing_to_resume_is_named(experiment):
+    result = experiment("--resume")
+    assert result.returncode == 2 and "--resume: no experiment at outputs/latest" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, ["0", "1", "2"]), ("", []), ("2,0", ["2", "0"]), ("1,-1,0", ["1"]), ("0,7,1", ["0"]), ("GPU-a", ["GPU-a"])],
+)
+def test_gpus_are_counted_as_cuda_does(visible, expected, tmp_path, monkeypatch):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text('#!/bin/sh\nfor i in 0 1 2; do echo "GPU $i: NVIDIA H100 (UUID: GPU-$i)"; done\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert experiment_module.devices() == expected
+
+
+def test_there_are_no_gpus_where_the_driver_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert experiment_module.devices() == []
