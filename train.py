@@ -26,11 +26,14 @@ import torch
 import wandb
 import yaml
 from accelerate import PartialState
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoTokenizer, EvalPrediction, TrainerCallback
-from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 from trl.trainer import utils as trl_utils
+
+from data import DataConfig, fingerprint, load_split
+from inputs import InputError, first_line
 
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
 # answer's tokens alone gives the same numbers in half the time.
@@ -40,7 +43,6 @@ trl_utils._use_triton = lambda device: True
 # It looks like a divergence. PyTorch's other kernels are right.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-ROW_FORMATS = ({"messages"}, {"prompt", "completion"}, {"text"})
 GENERATED_EXAMPLES, GENERATED_TOKENS = 5, 48
 PROJECT = "learning-rate-exploration"  # where neither a sweep nor WANDB_PROJECT names one
 # Settings without which the measurements would be wrong, and why.
@@ -55,17 +57,6 @@ REQUIRED = {
     "dataset_streaming": (False, "the data's fingerprint needs all rows"),
     "trust_remote_code": (False, "a model's own code could do anything here"),
 }
-
-
-class InputError(Exception):
-    """Something the user wrote is wrong; the message names it and says what would be right."""
-
-
-@dataclass
-class DataConfig(ScriptArguments):
-    """TRL's ScriptArguments; a split may be a slice, such as train[-400:], and dataset_name a JSONL file."""
-
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
 
 
 @dataclass
@@ -160,33 +151,6 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
     return data, training, base
 
 
-def load_split(data: DataConfig, split: str) -> Dataset:
-    """One split of a Hub data set, a local directory or a JSONL file; InputError if it is missing or unfit."""
-    local_file = Path(data.dataset_name).is_file()
-    try:
-        if local_file:
-            dataset = load_dataset("json", data_files=data.dataset_name, split=split)
-        else:
-            revision = data.dataset_revision
-            dataset = load_dataset(data.dataset_name, data.dataset_config, split=split, revision=revision)
-    except Exception as error:  # datasets raises a dozen types; each says in its first line what it missed
-        hint = "give a local directory, a JSONL file or the name of a Hub data set"
-        if Path(data.dataset_name) == Path("starter/data"):
-            hint = "make it: python -m starter.docstrings"
-        raise InputError(f"dataset_name {data.dataset_name!r}: {first_line(error)}; {hint}") from error
-    if not any(columns <= set(dataset.column_names) for columns in ROW_FORMATS):
-        found = ", ".join(dataset.column_names)
-        raise InputError(
-            f"dataset_name {data.dataset_name!r} has columns {found}; TRL needs messages, prompt + completion, or text"
-        )
-    return dataset
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
 def check_model(base: BaseConfig) -> None:
     """Raise InputError unless the model's configuration can be read."""
     try:
@@ -194,15 +158,6 @@ def check_model(base: BaseConfig) -> None:
     except (OSError, ValueError) as error:
         hint = "give a local directory or a Hub name (and a network)"
         raise InputError(f"model_name_or_path {base.model_name_or_path!r}: {first_line(error)}; {hint}") from error
-
-
-def fingerprint(*datasets: Dataset) -> str:
-    """The first 16 hex digits of the SHA-256 of all rows."""
-    digest = hashlib.sha256()
-    for dataset in datasets:
-        for row in dataset:
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
 
 
 def swept_values(training: TrainConfig, point: dict | None = None) -> dict:
