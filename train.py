@@ -28,11 +28,15 @@ import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, EvalPrediction, TrainerCallback
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX_NAME
+from transformers.utils.hub import cached_files
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 from trl.trainer import utils as trl_utils
 
-from data import DataConfig, fingerprint, load_split
+from data import DataConfig, commit, fingerprint, load_splits
 from inputs import InputError, first_line
 
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
@@ -152,12 +156,30 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
 
 
 def check_model(base: BaseConfig) -> None:
-    """Raise InputError unless the model's configuration can be read."""
+    """Fetch the model's files and pin its revision to the commit that was got; InputError says what is missing."""
+    name = base.model_name_or_path
     try:
-        AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        file = cached_file(name, CONFIG_NAME, revision=base.model_revision)
+        base.model_revision = commit(file or "") or base.model_revision
+        AutoConfig.from_pretrained(name, revision=base.model_revision, trust_remote_code=False)
+        for file in weight_files(name, base.model_revision):
+            with safe_open(file, "pt"):  # compares the header with the length
+                pass
+        AutoTokenizer.from_pretrained(name, revision=base.model_revision)
+    except Exception as error:  # of the network, the Hub, safetensors, tokenizers: each says in its first line what
         hint = "give a local directory or a Hub name (and a network)"
-        raise InputError(f"model_name_or_path {base.model_name_or_path!r}: {first_line(error)}; {hint}") from error
+        if "gated repo" in str(error):
+            hint = f"ask for access at https://huggingface.co/{name} and log in: hf auth login"
+        raise InputError(f"model_name_or_path {name!r}: {first_line(error)}; {hint}") from error
+
+
+def weight_files(name: str, revision: str) -> list[str]:
+    """The model's safetensors files, fetched where they are on the Hub."""
+    optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    if not cached_file(name, SAFE_WEIGHTS_NAME, **optional) and (index := cached_file(name, INDEX_NAME, **optional)):
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+        return cached_files(name, sorted(set(shards)), revision=revision)
+    return cached_files(name, [SAFE_WEIGHTS_NAME], revision=revision)
 
 
 def swept_values(training: TrainConfig, point: dict | None = None) -> dict:
@@ -374,7 +396,6 @@ def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
         vars(data)
         | vars(base)
         | {
-            "model_revision": getattr(trainer.model.config, "_commit_hash", None) or base.model_revision,
             "vocab_size": trainer.model.config.get_text_config().vocab_size,
             "adapted_modules": adapted,
             "train_examples": len(trainer.train_dataset),
@@ -415,8 +436,7 @@ def train(
     data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict, start_run=start_run, make_trainer=Trainer
 ) -> None:
     """The whole run: data, W&B, trainer, training, measurements, adapter."""
-    train_set = load_split(data, data.dataset_train_split)
-    test_set = load_split(data, data.dataset_test_split)
+    train_set, test_set = load_splits(data)
     check_model(base)
     if PartialState().num_processes == 1 and torch.cuda.device_count() > 1:
         raise InputError("several GPUs are visible: set CUDA_VISIBLE_DEVICES to one, or start with accelerate launch")
