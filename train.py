@@ -26,11 +26,18 @@ import torch
 import wandb
 import yaml
 from accelerate import PartialState
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, EvalPrediction, TrainerCallback
-from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX_NAME
+from transformers.utils.hub import cached_files
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 from trl.trainer import utils as trl_utils
+
+from data import DataConfig, commit, fingerprint, load_splits
+from inputs import InputError, first_line
 
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
 # answer's tokens alone gives the same numbers in half the time.
@@ -40,7 +47,6 @@ trl_utils._use_triton = lambda device: True
 # It looks like a divergence. PyTorch's other kernels are right.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-ROW_FORMATS = ({"messages"}, {"prompt", "completion"}, {"text"})
 GENERATED_EXAMPLES, GENERATED_TOKENS = 5, 48
 PROJECT = "learning-rate-exploration"  # where neither a sweep nor WANDB_PROJECT names one
 # Settings without which the measurements would be wrong, and why.
@@ -55,17 +61,6 @@ REQUIRED = {
     "dataset_streaming": (False, "the data's fingerprint needs all rows"),
     "trust_remote_code": (False, "a model's own code could do anything here"),
 }
-
-
-class InputError(Exception):
-    """Something the user wrote is wrong; the message names it and says what would be right."""
-
-
-@dataclass
-class DataConfig(ScriptArguments):
-    """TRL's ScriptArguments; a split may be a slice, such as train[-400:], and dataset_name a JSONL file."""
-
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
 
 
 @dataclass
@@ -160,49 +155,31 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
     return data, training, base
 
 
-def load_split(data: DataConfig, split: str) -> Dataset:
-    """One split of a Hub data set, a local directory or a JSONL file; InputError if it is missing or unfit."""
-    local_file = Path(data.dataset_name).is_file()
-    try:
-        if local_file:
-            dataset = load_dataset("json", data_files=data.dataset_name, split=split)
-        else:
-            revision = data.dataset_revision
-            dataset = load_dataset(data.dataset_name, data.dataset_config, split=split, revision=revision)
-    except Exception as error:  # datasets raises a dozen types; each says in its first line what it missed
-        hint = "give a local directory, a JSONL file or the name of a Hub data set"
-        if Path(data.dataset_name) == Path("starter/data"):
-            hint = "make it: python -m starter.docstrings"
-        raise InputError(f"dataset_name {data.dataset_name!r}: {first_line(error)}; {hint}") from error
-    if not any(columns <= set(dataset.column_names) for columns in ROW_FORMATS):
-        found = ", ".join(dataset.column_names)
-        raise InputError(
-            f"dataset_name {data.dataset_name!r} has columns {found}; TRL needs messages, prompt + completion, or text"
-        )
-    return dataset
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
 def check_model(base: BaseConfig) -> None:
-    """Raise InputError unless the model's configuration can be read."""
+    """Fetch the model's files and pin its revision to the commit that was got; InputError says what is missing."""
+    name = base.model_name_or_path
     try:
-        AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        file = cached_file(name, CONFIG_NAME, revision=base.model_revision)
+        base.model_revision = commit(file or "") or base.model_revision
+        AutoConfig.from_pretrained(name, revision=base.model_revision, trust_remote_code=False)
+        for file in weight_files(name, base.model_revision):
+            with safe_open(file, "pt"):  # compares the header with the length
+                pass
+        AutoTokenizer.from_pretrained(name, revision=base.model_revision)
+    except Exception as error:  # of the network, the Hub, safetensors, tokenizers: each says in its first line what
         hint = "give a local directory or a Hub name (and a network)"
-        raise InputError(f"model_name_or_path {base.model_name_or_path!r}: {first_line(error)}; {hint}") from error
+        if "gated repo" in str(error):
+            hint = f"ask for access at https://huggingface.co/{name} and log in: hf auth login"
+        raise InputError(f"model_name_or_path {name!r}: {first_line(error)}; {hint}") from error
 
 
-def fingerprint(*datasets: Dataset) -> str:
-    """The first 16 hex digits of the SHA-256 of all rows."""
-    digest = hashlib.sha256()
-    for dataset in datasets:
-        for row in dataset:
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
+def weight_files(name: str, revision: str) -> list[str]:
+    """The model's safetensors files, fetched where they are on the Hub."""
+    optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    if not cached_file(name, SAFE_WEIGHTS_NAME, **optional) and (index := cached_file(name, INDEX_NAME, **optional)):
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+        return cached_files(name, sorted(set(shards)), revision=revision)
+    return cached_files(name, [SAFE_WEIGHTS_NAME], revision=revision)
 
 
 def swept_values(training: TrainConfig, point: dict | None = None) -> dict:
@@ -419,7 +396,6 @@ def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
         vars(data)
         | vars(base)
         | {
-            "model_revision": getattr(trainer.model.config, "_commit_hash", None) or base.model_revision,
             "vocab_size": trainer.model.config.get_text_config().vocab_size,
             "adapted_modules": adapted,
             "train_examples": len(trainer.train_dataset),
@@ -460,8 +436,7 @@ def train(
     data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict, start_run=start_run, make_trainer=Trainer
 ) -> None:
     """The whole run: data, W&B, trainer, training, measurements, adapter."""
-    train_set = load_split(data, data.dataset_train_split)
-    test_set = load_split(data, data.dataset_test_split)
+    train_set, test_set = load_splits(data)
     check_model(base)
     if PartialState().num_processes == 1 and torch.cuda.device_count() > 1:
         raise InputError("several GPUs are visible: set CUDA_VISIBLE_DEVICES to one, or start with accelerate launch")

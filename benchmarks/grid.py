@@ -168,6 +168,7 @@ def run_plain(peer: str, flags: list[str]) -> None:
     from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
     import train
+    from data import load_split
 
     data, training, base = train.parse([*flags, "--report_to=none", "--eval_on_start=false"])
     keys = ("output_dir", "max_steps", "per_device_train_batch_size", "max_length", "learning_rate", "bf16", "seed",
@@ -186,7 +187,7 @@ def run_plain(peer: str, flags: list[str]) -> None:
     else:
         more = {"peft_config": get_peft_config(base), "quantization_config": get_quantization_config(base)}
         settings |= {"model_init_kwargs": {"dtype": base.dtype}}
-    rows = train.load_split(data, data.dataset_train_split)
+    rows = load_split(data, data.dataset_train_split)
     trainer = SFTTrainer(model=model, args=SFTConfig(**settings), train_dataset=rows, **more)
     start = time.monotonic()
     trainer.train()

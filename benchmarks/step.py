@@ -12,6 +12,7 @@ import time
 from unittest.mock import patch
 
 import train
+from data import load_split
 from gang import lora
 from gang.step import Gang
 
@@ -70,7 +71,7 @@ def main() -> None:
         flags = ["--config", options.config, "--report_to", "none", "--output_dir", folder]
         data, training, base = train.parse(flags)
         splits = (data.dataset_train_split, data.dataset_test_split)
-        trainer = train.Trainer(base, training, *(train.load_split(data, split) for split in splits))
+        trainer = train.Trainer(base, training, *(load_split(data, split) for split in splits))
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = 1
         iterator = iter(trainer.get_train_dataloader())

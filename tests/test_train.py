@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
 import train
+from data import load_split
 
 ROOT = Path(__file__).parent.parent
 STARTER = ["--config", "recipes/starter.yaml"]
@@ -33,7 +34,7 @@ def trainer(tmp_path, *flags: str) -> train.Trainer:
     """A Trainer on 48 functions of the starter's data, evaluated on 24, that logs nowhere."""
     small = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--report_to", "none"]
     data, training, base = train.parse([*STARTER, *small, "--output_dir", str(tmp_path), *flags])
-    rows = [train.load_split(data, split) for split in ("train[:48]", "test[:24]")]
+    rows = [load_split(data, split) for split in ("train[:48]", "test[:24]")]
     return train.Trainer(base, training, *rows)
 
 
@@ -219,7 +220,7 @@ def test_bad_data_are_named(rows, split, message, tmp_path, monkeypatch):
     if rows:
         name.write_text(rows)
     with pytest.raises(train.InputError, match=message) as caught:
-        train.load_split(train.DataConfig(dataset_name=str(name)), split)
+        load_split(train.DataConfig(dataset_name=str(name)), split)
     assert "\n" not in str(caught.value)
 
 

@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 import train
+from data import load_split
 from gang.__main__ import Sweep, difference
 from gang.members import Conductor, Member
 from gang.size import best_size, measure
@@ -68,9 +69,7 @@ def rows(member) -> list[dict]:
 def alone(tmp_path, **point) -> list[dict]:
     more = [f"--{key}={value}" for key, value in point.items()]
     data, training, base = train.parse(flags(tmp_path, "--report_to", "none", *more, steps=point.pop("max_steps", 50)))
-    trainer = train.Trainer(
-        base, training, *(train.load_split(data, s) for s in (data.dataset_train_split, "test[:8]"))
-    )
+    trainer = train.Trainer(base, training, *(load_split(data, s) for s in (data.dataset_train_split, "test[:8]")))
     steps = train.evaluation_steps(training.max_steps)
 
     class Evaluate(train.TrainerCallback):
@@ -142,9 +141,7 @@ def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
 def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
     """Static shapes, dequantising in each pass, recomputing, and falling back where no CUDA graph can be captured."""
     data, training, base = train.parse(flags(tmp_path, "--report_to", "none"))
-    trainer = train.Trainer(
-        base, training, *(train.load_split(data, s) for s in (data.dataset_train_split, "test[:8]"))
-    )
+    trainer = train.Trainer(base, training, *(load_split(data, s) for s in (data.dataset_train_split, "test[:8]")))
     weights = [p for layer in trainer.lora_layers.values() for p in layer.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in weights]
     iterator = iter(trainer.get_train_dataloader())
