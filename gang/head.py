@@ -13,7 +13,8 @@ class AnswerLoss(torch.autograd.Function):
 
     hidden [P, d], weight [V, d], targets [P], share [P] (what a position's NLL counts in the loss) to the scalar
     loss, and [P, 3]: NLL in nats, entropy in nats, 1 where the target is the most likely token. Since the shares are
-    known beforehand, ∂loss/∂hidden is made while the logits are there; nothing is recomputed.
+    known beforehand, ∂loss/∂hidden is made while the logits are there; nothing is recomputed. A position of share 0 is
+    a filler: whatever its hidden state holds, it adds exactly 0 to the loss and gets a gradient of exactly 0.
     """
 
     @staticmethod
@@ -32,10 +33,11 @@ class AnswerLoss(torch.autograd.Function):
             scores[part] = torch.cat([nll, entropy, right], -1)
             if gradient is not None:
                 error = likelihood.scatter_add_(-1, target, -torch.ones_like(nll)).mul_(share[part, None])
-                gradient[part] = product(error.to(weight.dtype), weight.mT)
+                whole = product(error.to(weight.dtype), weight.mT)
+                gradient[part] = torch.where(share[part, None] == 0, 0.0, whole)  # NaN times 0 would be NaN
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(scores)
-        return (scores[:, 0] * share).sum(), scores
+        return torch.where(share == 0, 0.0, scores[:, 0] * share).sum(), scores
 
     @staticmethod
     def backward(ctx, scale: Tensor, _):
