@@ -134,6 +134,8 @@ class Gang:
         if self.graphs:
             try:
                 return self.graphs[update](ids, labels, items, rates)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 print(f"gang: no CUDA graph, eager steps instead ({str(error).splitlines()[0]})", flush=True)
                 self.graphs = {}

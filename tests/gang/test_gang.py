@@ -164,11 +164,16 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
+    def exhausted(*_):
+        raise torch.OutOfMemoryError
+
     expected = losses()
     torch.testing.assert_close(losses(static=True), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(losses(keep=False), expected)
     assert torch.equal(losses(graphs={True: refuse}), expected)
     assert "eager steps instead (operation not permitted" in capsys.readouterr().out
+    with pytest.raises(torch.OutOfMemoryError):
+        losses(graphs={True: exhausted})
     trainer.model.train()
     trainer.model.gradient_checkpointing_enable()
     assert torch.equal(losses(), expected)
