@@ -8,6 +8,7 @@ import train
 ONLY = {
     "optim": ("adamw_torch", "adamw_torch_fused"),
     "loss_type": ("nll",),
+    "load_in_8bit": (False,),  # LLM.int8() quantises the activations too
     "lora_dropout": (0.0,),
     "label_smoothing_factor": (0.0,),
     "neftune_noise_alpha": (None,),
@@ -19,16 +20,6 @@ ONLY = {
     "lora_modules_to_save": (None,),
     "lora_target_parameters": (None,),
 }
-# A model with one of these scales or caps its logits, or adds a loss for the router of its experts.
-OTHER_HEADS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-    "num_experts",
-    "num_local_experts",
-)
 
 
 def unfit(configuration: tuple) -> str | None:
@@ -38,10 +29,20 @@ def unfit(configuration: tuple) -> str | None:
             return f"{key}: {value}; a gang has only {' and '.join(map(str, ONLY[key]))}"
     if configuration[1].freeze_a and configuration[1].weight_decay:
         return "freeze_a with weight_decay; a gang has only weight_decay: 0.0"
-    base = configuration[2]
+    _, training, base = configuration
     train.check_model(base)
-    model = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision).get_text_config()
-    for key in OTHER_HEADS:
-        if getattr(model, key, None) not in (None, 1.0):
-            return f"{base.model_name_or_path} has {key}: {getattr(model, key)}, which a gang does not compute"
+    config = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+    name = base.model_name_or_path
+    if experts := train.expert_count(config):
+        return f"{name} has {experts} experts; a gang does not compute the loss of their router"
+    if train.quantization(config).get("load_in_8bit"):
+        return f"{name} is quantised to 8 bits; a gang has only 4 and 16"
+    config = config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *ropes.values()):  # one, or one for each kind of layer
+        if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
+            limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            if training.max_length is None or training.max_length > limit:
+                what = f"beyond {limit} the longest row of a batch changes how {name} reads the others"
+                return f"max_length: {training.max_length}; a gang has only up to {limit}: {what}"
     return None

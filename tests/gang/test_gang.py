@@ -231,12 +231,6 @@ def test_what_no_gang_computes_is_refused_by_name(tmp_path):
     (member,) = gang(tmp_path, {"lora_dropout": 0.1})
     assert str(member.error) == "lora_dropout: 0.1; a gang has only 0.0; use wandb agent"
     assert member.run is None
-    config = json.loads(Path("starter/model/config.json").read_text())
-    (tmp_path / "config.json").write_text(
-        json.dumps(config | {"model_type": "gemma2", "final_logit_softcapping": 30.0})
-    )
-    (member,) = gang(tmp_path, {"model_name_or_path": tmp_path})
-    assert "final_logit_softcapping: 30.0, which a gang does not compute" in str(member.error)
 
 
 def test_the_size_with_the_least_makespan():
