@@ -62,8 +62,8 @@ class AnswerLoss(torch.autograd.Function):
             entropy = total - logits.mul_(likelihood).sum(-1, keepdim=True)
             scores[part] = torch.cat([nll, entropy, right], -1)
             if gradient is not None:
-                error = likelihood.scatter_add_(-1, target, -torch.ones_like(nll)).mul_(share[part, None])
-                whole = product(error.mul_(slope).to(head.weight.dtype), head.weight.mT)
+                error = likelihood.scatter_add_(-1, target, -torch.ones_like(nll)).mul_(share[part, None] * slope)
+                whole = product(error.to(head.weight.dtype), head.weight.mT)
                 gradient[part] = torch.where(share[part, None] == 0, 0.0, whole)  # NaN times 0 would be NaN
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(scores)

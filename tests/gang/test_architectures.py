@@ -109,7 +109,7 @@ def configure(tmp_path: Path, model_type: str, changes: dict, *more: str) -> tup
         "model_name_or_path": folder, "dataset_name": tmp_path / "rows.jsonl", "dataset_test_split": "train[:3]",
         "assistant_only_loss": True, "max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3,
         "warmup_steps": 0, "gradient_checkpointing": False, "report_to": "none", "output_dir": tmp_path / "adapters",
-        "disable_tqdm": True,
+        "disable_tqdm": True, "dtype": "float32", "bf16": False,
     }  # fmt: skip
     return train.parse([word for key, value in flags.items() for word in (f"--{key}", str(value))] + list(more))
 
