@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import resource
 import signal
 import sys
@@ -29,7 +30,9 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, EvalPrediction, TrainerCallback
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, EvalPrediction, PreTrainedConfig, TrainerCallback
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX_NAME
 from transformers.utils.hub import cached_files
@@ -47,6 +50,8 @@ trl_utils._use_triton = lambda device: True
 # It looks like a divergence. PyTorch's other kernels are right.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
+NOISE = re.compile("(?<!classifier_)(?<!summary_first_)drop|jitter")  # those belong to heads for other tasks
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)  # how an unquantised matrix may be stored
 GENERATED_EXAMPLES, GENERATED_TOKENS = 5, 48
 PROJECT = "learning-rate-exploration"  # where neither a sweep nor WANDB_PROJECT names one
 # Settings without which the measurements would be wrong, and why.
@@ -155,22 +160,56 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
     return data, training, base
 
 
+def noise_off(config: PreTrainedConfig) -> dict:
+    """The model's dropout and router jitter above 0, each as 0.0 instead, nested as its configuration is.
+
+    As from_pretrained takes them; the run's config shows them in model_init_kwargs. Like lora_dropout, their noise
+    would blur the comparison between learning rates.
+    """
+    off = {key: noise_off(getattr(config, key)) for key in config.sub_configs if getattr(config, key, None)}
+    for key, value in vars(config).items():
+        if NOISE.search(key) and isinstance(value, float) and value > 0:
+            off[key] = 0.0
+    return {key: value for key, value in off.items() if value != {}}
+
+
 def check_model(base: BaseConfig) -> None:
-    """Fetch the model's files and pin its revision to the commit that was got; InputError says what is missing."""
-    name = base.model_name_or_path
+    """Fetch the model's files and pin its revision to the commit that was got.
+
+    InputError says what is missing, or why the matrices cannot be adapted and measured.
+    """
+    name = f"model_name_or_path {base.model_name_or_path!r}"
     try:
-        file = cached_file(name, CONFIG_NAME, revision=base.model_revision)
+        file = cached_file(base.model_name_or_path, CONFIG_NAME, revision=base.model_revision)
         base.model_revision = commit(file or "") or base.model_revision
-        AutoConfig.from_pretrained(name, revision=base.model_revision, trust_remote_code=False)
-        for file in weight_files(name, base.model_revision):
+        source = {"pretrained_model_name_or_path": base.model_name_or_path, "revision": base.model_revision}
+        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+        for file in weight_files(base.model_name_or_path, base.model_revision):
             with safe_open(file, "pt"):  # compares the header with the length
                 pass
-        AutoTokenizer.from_pretrained(name, revision=base.model_revision)
+        AutoTokenizer.from_pretrained(**source)
     except Exception as error:  # of the network, the Hub, safetensors, tokenizers: each says in its first line what
         hint = "give a local directory or a Hub name (and a network)"
         if "gated repo" in str(error):
-            hint = f"ask for access at https://huggingface.co/{name} and log in: hf auth login"
-        raise InputError(f"model_name_or_path {name!r}: {first_line(error)}; {hint}") from error
+            hint = f"ask for access at https://huggingface.co/{base.model_name_or_path} and log in: hf auth login"
+        raise InputError(f"{name}: {first_line(error)}; {hint}") from error
+    if (method := quantization(config).get("quant_method", "bitsandbytes")) != "bitsandbytes":
+        raise InputError(f"{name} is quantised with {method} already; use a checkpoint in bfloat16")
+    if base.lora_target_modules == "all-linear" and (experts := expert_count(config)):
+        hint = "use lora_target_modules: [q_proj, k_proj, v_proj, o_proj]"
+        raise InputError(f"{name} has {experts} experts in one tensor, which all-linear cannot adapt alone; {hint}")
+
+
+def quantization(config: PreTrainedConfig) -> dict:
+    """How a checkpoint is quantised, as it says itself; empty if it is not."""
+    return getattr(config, "quantization_config", None) or {}
+
+
+def expert_count(config: PreTrainedConfig) -> int:
+    """The experts of a mixture (the architectures name their number differently), else 0."""
+    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    counts = [getattr(config.get_text_config(), key, None) or 0 for key in keys]
+    return max(counts) if max(counts) > 1 else 0
 
 
 def weight_files(name: str, revision: str) -> list[str]:
@@ -215,13 +254,21 @@ class Trainer(SFTTrainer):
     """
 
     def __init__(self, base: BaseConfig, training: TrainConfig, train: Dataset, test: Dataset, model=None):
+        config = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+        noise = noise_off(config)
         training.model_init_kwargs = {
             "revision": base.model_revision,
             "attn_implementation": base.attn_implementation,
             "dtype": base.dtype,
             "use_safetensors": True,
             **(training.model_init_kwargs or {}),
+            **noise,
         }
+        if noise and not model:
+            print(f"train.py: the base model's dropout is off, its noise would blur the comparison: {noise}")
+        lora = get_peft_config(base)
+        if config.get_text_config() is not config:
+            lora.exclude_modules = ".*(visual|vision|audio|multi_modal).*"  # text gives them no gradient
         super().__init__(
             model=model or base.model_name_or_path,  # a gang hands on the model that it has loaded
             args=training,
@@ -230,7 +277,7 @@ class Trainer(SFTTrainer):
             processing_class=AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision),
             compute_metrics=self.evaluation_metrics,
             quantization_config=None if model else get_quantization_config(base),
-            peft_config=get_peft_config(base),
+            peft_config=lora,
         )
         for module in self.model.modules():
             if isinstance(module, bnb.nn.Linear4bit):
@@ -304,12 +351,23 @@ class Trainer(SFTTrainer):
         return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
-def weight_square(layer: LoraLayer) -> float:
-    """‖W‖_F² of the frozen matrix under an adapter, dequantised."""
-    weight = layer.get_base_layer().weight
+def dequantised(layer: nn.Module) -> torch.Tensor:
+    """The matrix W [out, in] of a linear layer, in bitsandbytes' 4 or 8 bits or plain; InputError on other kinds."""
+    weight = getattr(layer, "weight", None)
     if isinstance(weight, bnb.nn.Params4bit):
-        weight = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return float(weight.float().square().sum())
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    if isinstance(weight, bnb.nn.Int8Params):
+        scale = layer.state.SCB if weight.SCB is None else weight.SCB  # the first forward pass moves it
+        return bnb.functional.int8_vectorwise_dequant(weight.data, scale)
+    if isinstance(layer, nn.Linear | Conv1D) and type(weight.data) is torch.Tensor and weight.dtype in PLAIN:
+        return weight.data.T if isinstance(layer, Conv1D) else weight.data
+    kind = type(layer).__name__ if weight is None else f"{type(layer).__name__} of {weight.dtype}"
+    raise InputError(f"lora_target_modules: {kind} is no linear layer in NF4, FP4, int8, bfloat16, float16 or float32")
+
+
+def weight_square(layer: LoraLayer) -> float:
+    """‖W‖_F² of the frozen matrix under an adapter."""
+    return float(dequantised(layer.get_base_layer()).float().square().sum())
 
 
 @torch.no_grad()

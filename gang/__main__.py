@@ -24,7 +24,8 @@ from wandb.apis.public import sweeps
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb.sdk.sweeps import SweepNotFoundError
 
-from gang.members import Conductor, Member, unfit
+from gang.fit import unfit
+from gang.members import Conductor, Member
 from gang.size import best_size, measure
 from train import InputError, first_line, parse
 

@@ -1,8 +1,9 @@
 """One frozen matrix under N adapters: y = x Wᵀ + s (x Aᵀ) Bᵀ, with W multiplied once for the rows of all members."""
 
-import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
+
+from train import dequantised
 
 
 def onednn(x: Tensor) -> bool:
@@ -29,24 +30,22 @@ class FrozenWeight:
     def __init__(self, layer: nn.Module, dtype: torch.dtype, keep: bool):
         self.layer, self.dtype = layer, dtype
         self.bias = None if layer.bias is None else layer.bias.data.to(dtype)
-        self.kept = self.dequantised() if keep else None
+        self.kept = self.matrix() if keep else None
 
-    def dequantised(self) -> Tensor:
-        weight = self.layer.weight.data
-        if isinstance(self.layer.weight, bnb.nn.Params4bit):
-            weight = bnb.functional.dequantize_4bit(weight, self.layer.weight.quant_state)
-        return weight.to(self.dtype)
+    def matrix(self) -> Tensor:
+        return dequantised(self.layer).to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = product(x, self.dequantised() if self.kept is None else self.kept)
+        y = product(x, self.matrix() if self.kept is None else self.kept)
         return y if self.bias is None else y.add_(self.bias)
 
     def backward(self, gradient: Tensor) -> Tensor:
-        return product(gradient, (self.dequantised() if self.kept is None else self.kept).mT)
+        return product(gradient, (self.matrix() if self.kept is None else self.kept).mT)
 
 
 class AdaptedProduct(torch.autograd.Function):
-    """y [N, rows, out] of x [N, rows, in]; the adapters' gradients are added to `layer.a_gradient`, `layer.b_gradient`.
+    """y [rows, out] of x [rows, in], the rows of the N members one member after another; the adapters' gradients are
+    added to `layer.a_gradient`, `layer.b_gradient`.
 
     `anchor` is a scalar that requires a gradient and gets none: it makes autograd call `backward` at the first layer
     too, where x requires none and so W is not multiplied.
@@ -55,23 +54,25 @@ class AdaptedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, anchor: Tensor, layer: "StackedLoRA") -> Tensor:
         a, b = layer.a.to(x.dtype), layer.b.to(x.dtype)
-        z = products(x, a).mul_(layer.scaling)
+        z = products(x.unflatten(0, (len(a), -1)), a).mul_(layer.scaling)
         ctx.save_for_backward(x, z, a, b)
         ctx.layer = layer
-        return layer.weight(x).baddbmm_(z, b.mT)
+        y = layer.weight(x)
+        y.unflatten(0, (len(a), -1)).baddbmm_(z, b.mT)
+        return y  # itself, not a view of it: a model may add to it in place
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         x, z, a, b = ctx.saved_tensors
         layer = ctx.layer
-        gradient = gradient.to(x.dtype)
+        x, gradient = (rows.unflatten(0, (len(a), -1)) for rows in (x, gradient.to(x.dtype)))
         z_gradient = products(gradient, b.mT).mul_(layer.scaling)
         layer.b_gradient.add_((z.mT @ gradient).mT)
         if not layer.freeze_a:
             layer.a_gradient.add_(z_gradient.mT @ x)
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        return layer.weight.backward(gradient).baddbmm_(z_gradient, a), None, None
+        return layer.weight.backward(gradient).baddbmm_(z_gradient, a).flatten(0, 1), None, None
 
 
 class StackedLoRA(nn.Module):
@@ -92,6 +93,5 @@ class StackedLoRA(nn.Module):
         rows = x.to(self.weight.dtype)
         if self.a is None:
             return self.weight(rows).to(x.dtype)
-        rows = rows.reshape(len(self.a), -1, x.shape[-1])
-        y = AdaptedProduct.apply(rows, self.anchor, self)
-        return y.reshape(*x.shape[:-1], -1).to(x.dtype)
+        y = AdaptedProduct.apply(rows.reshape(-1, x.shape[-1]), self.anchor, self)
+        return y.view(*x.shape[:-1], -1).to(x.dtype)

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from transformers import masking_utils
 
 from gang.graph import GraphedStep
-from gang.head import AnswerLoss
+from gang.head import AnswerLoss, Head
 from gang.lora import StackedLoRA
 from gang.stack import Stack
 
@@ -39,8 +39,8 @@ class Gang:
         self.bf16 = first.args.bf16
         self.device = self.model.device
         self.dtype = torch.bfloat16 if self.bf16 else self.model.dtype
-        linear = [layer.get_base_layer() for layer in first.lora_layers.values()]
-        size = sum(layer.in_features * layer.out_features for layer in linear) * self.dtype.itemsize
+        self.head = Head(self.model)
+        size = sum(layer.in_features * layer.out_features for layer in first.lora_layers.values()) * self.dtype.itemsize
         keep = size < free_memory(self.device) / 3 if keep is None else keep  # the rest is for activations
         self.stacked = {
             name: StackedLoRA(layer.get_base_layer(), self.dtype, keep) for name, layer in first.lora_layers.items()
@@ -118,10 +118,6 @@ class Gang:
         means = scores[:, 1:] / tokens.clamp(min=1)[:, None]
         return loss, torch.cat([scores[:, :1] / items[:, None], means, tokens[:, None]], 1)
 
-    @property
-    def head(self) -> Tensor:
-        return self.model.get_output_embeddings().weight
-
     def train(self, batches: list[dict], items: list[Tensor], rates: list[float], update: bool) -> Tensor:
         """One micro-batch of each member, and with `update` the optimizer's step. Returns [N, 5]: loss, entropy,
         share of right tokens, tokens, and the gradient's norm before clipping (0 without `update`)."""
@@ -134,6 +130,8 @@ class Gang:
         if self.graphs:
             try:
                 return self.graphs[update](ids, labels, items, rates)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 print(f"gang: no CUDA graph, eager steps instead ({str(error).splitlines()[0]})", flush=True)
                 self.graphs = {}

@@ -34,7 +34,7 @@ HELD_OUT_WINDOWS = 1024
 
 @dataclass
 class Arguments:
-    """The defaults are for a CPU; starter/model was made on a GPU (its card says how). Sizes are multiples of 64, NF4's block."""
+    """The defaults are for a CPU; starter/model comes from a GPU. Sizes are multiples of 64, NF4's block."""
 
     output: str = "starter/model"
     minutes: float = 58

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
 
 import train
 from data import load_split
@@ -66,6 +66,31 @@ def test_the_base_is_in_nf4_with_double_quantisation(tmp_path):
     )
     name = "base_model.model.model.layers.0.mlp.up_proj"
     assert subject.weight_squares[name] == pytest.approx(stored.square().sum().item(), rel=0.02)
+
+
+def test_the_size_of_a_base_in_8_bits_is_that_of_its_weights_not_of_their_codes(tmp_path):
+    subject = trainer(tmp_path, "--load_in_4bit", "false", "--load_in_8bit", "true")
+    stored = trainer(tmp_path, "--load_in_4bit", "false").weight_squares
+    assert subject.weight_squares == pytest.approx(stored, rel=1e-3)
+    subject.evaluate()  # a forward pass moves the scales from the weight to the layer
+    assert {name: train.weight_square(layer) for name, layer in subject.lora_layers.items()} == subject.weight_squares
+
+
+def test_what_has_no_known_matrix_is_named():
+    with pytest.raises(train.InputError, match=r"lora_target_modules: Embedding of torch\.float32 is no linear layer"):
+        train.dequantised(torch.nn.Embedding(2, 2))
+    with pytest.raises(train.InputError, match=r"Linear of torch\.float8_e4m3fn is no linear layer"):
+        train.dequantised(torch.nn.Linear(2, 2).to(torch.float8_e4m3fn))
+    with pytest.raises(train.InputError, match="Identity is no linear layer"):
+        train.dequantised(torch.nn.Identity())
+
+
+def test_dropout_is_found_wherever_a_configuration_has_it():
+    assert train.noise_off(GPT2Config()) == dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    nested = Gemma3Config(text_config={"attention_dropout": 0.1})
+    assert train.noise_off(nested) == {"text_config": {"attention_dropout": 0.0}}
+    assert train.noise_off(MixtralConfig(router_jitter_noise=0.1)) == {"router_jitter_noise": 0.0}
+    assert train.noise_off(LlamaConfig()) == {}
 
 
 def test_adapters_start_equal_in_float32_and_b_at_zero(tmp_path):
