@@ -60,7 +60,7 @@ def make_model(name: str, folder: Path) -> None:
 
 
 def make_rows(path: Path, count: int) -> None:
-    draw, per_word = random.Random(0), 3.2  # tokens of a random number of six digits, about
+    draw, per_word = random.Random(0), 5.0  # tokens of a random number of six digits, about
 
     def words(tokens: float) -> str:
         return " ".join(str(draw.randrange(10**5, 10**6)) for _ in range(max(1, round(tokens / per_word))))
