@@ -67,20 +67,21 @@ def rows(member) -> list[dict]:
     ]
 
 
-def alone(tmp_path, **point) -> list[dict]:
+def alone(tmp_path, steps: int = 50, **point) -> list[dict]:
+    """What train.py's trainer logs."""
     more = [f"--{key}={value}" for key, value in point.items()]
-    data, training, base = train.parse(flags(tmp_path, "--report_to", "none", *more, steps=point.pop("max_steps", 50)))
-    trainer = train.Trainer(base, training, *(load_split(data, s) for s in (data.dataset_train_split, "test[:8]")))
-    steps = train.evaluation_steps(training.max_steps)
-
-    class Evaluate(train.TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            control.should_evaluate = state.global_step in steps
-
-    trainer.add_callback(Evaluate())
+    data, training, base = train.parse(flags(tmp_path, "--report_to", "none", *more, steps=steps))
+    splits = (load_split(data, split) for split in (data.dataset_train_split, data.dataset_test_split))
+    trainer = train.Trainer(base, training, *splits)
+    trainer.add_callback(train.Watch(SimpleNamespace(config={}, summary={})))
     trainer.train()
-    trainer.member = None
-    return rows(type("Solo", (), {"trainer": trainer}))
+    return rows(SimpleNamespace(trainer=trainer))
+
+
+def assert_equal(found: list[dict], expected: list[dict]) -> None:
+    assert [sorted(row) for row in found] == [sorted(row) for row in expected]
+    for mine, row in zip(found, expected, strict=True):
+        assert mine == pytest.approx(row, rel=1e-5, nan_ok=True), row["step"]
 
 
 def test_fifty_steps_equal_train_py_with_other_seeds_and_ranks_beside(tmp_path):
@@ -89,11 +90,8 @@ def test_fifty_steps_equal_train_py_with_other_seeds_and_ranks_beside(tmp_path):
     members = gang(tmp_path, *points, steps=50)
     for point, member in zip(points, members, strict=True):
         assert member.error is None
-        solo, mine = alone(tmp_path, **point), rows(member)
-        assert [sorted(row) for row in solo] == [sorted(row) for row in mine]
-        assert len([row for row in mine if "grad_norm" in row]) == 50
-        for expected, found in zip(solo, mine, strict=True):
-            assert found == pytest.approx(expected, rel=1e-5, nan_ok=True), expected["step"]
+        assert len([row for row in rows(member) if "grad_norm" in row]) == 50
+        assert_equal(rows(member), alone(tmp_path, **point))
     first, second = members
     assert first.trainer.first_batch_hash != second.trainer.first_batch_hash
 
@@ -131,13 +129,9 @@ def test_the_record_of_a_diverged_member_ends_as_train_pys(tmp_path):
     """Though the gang finds it out only at a flush, after more steps."""
     point = {"learning_rate": 1e30}
     fine, ill = gang(tmp_path, {"learning_rate": 1e-3}, point, steps=20)
-    solo = alone(tmp_path, max_steps=20, **point)
     assert 0 < ill.watch.diverged_at_step == ill.trainer.state.global_step < 20
     assert fine.trainer.state.global_step == 20
-    mine = rows(ill)
-    assert len(mine) == len(solo)
-    for expected, found in zip(solo, mine, strict=True):
-        assert found == pytest.approx(expected, rel=1e-5, nan_ok=True), expected["step"]
+    assert_equal(rows(ill), alone(tmp_path, steps=20, **point))
 
 
 def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
@@ -346,10 +340,22 @@ def test_the_sweeps_command_gives_the_flags_of_train_py():
         sweep.arguments(point)
 
 
-@pytest.mark.parametrize("control", [{"adapter_dtype": "bfloat16_weights"}, {"freeze_a": True}])
-def test_a_control_equals_train_py(control, tmp_path):
-    point = {"learning_rate": 2e-4} | control
-    (member,) = gang(tmp_path, point)
-    assert member.error is None
-    for expected, found in zip(alone(tmp_path, max_steps=4, **point), rows(member), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5, nan_ok=True), expected["step"]
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"adapter_dtype": "bfloat16_weights"},
+        {"freeze_a": True},
+        {"weight_decay": 0.5},
+        {"gradient_accumulation_steps": 4},  # 10 batches an epoch: its last step has two
+        {"per_device_train_batch_size": 7},  # 20 rows: the epoch's last batch has six
+        {"gradient_checkpointing": True},
+        {"max_grad_norm": 0.0, "lr_scheduler_type": "cosine", "warmup_steps": 3},
+    ],
+    ids=lambda kind: next(iter(kind)),
+)
+def test_every_kind_of_training_equals_train_py(kind, tmp_path):
+    """Over the ends of epochs, a member of another seed beside it."""
+    point = {"learning_rate": 1e-3, "dataset_train_split": "train[:20]"} | kind
+    member, other = gang(tmp_path, point, point | {"seed": 1}, steps=7)
+    assert member.error is None and other.error is None
+    assert_equal(rows(member), alone(tmp_path, steps=7, **point))
