@@ -269,7 +269,7 @@ def everything(run) -> dict:
     return {
         "columns": [sorted(key for key in row if not key.startswith("_")) for row in history],
         "steps": [row["train/global_step"] for row in history],
-        "config": sorted(key for key in run.config if key not in ("_wandb", "gang_size")),
+        "config": sorted(key for key in run.config if key not in ("_wandb", "gang", "gang_size")),
         "summary": sorted(key for key in dict(run.summary) if not key.startswith("_")),
         "files": sorted(file.name for file in run.files() if file.name != "output.log"),
         "name": run.name, "group": run.group, "tags": run.tags, "state": run.state, "job": run.job_type,
@@ -290,11 +290,12 @@ def test_a_gang_run_cannot_be_told_from_one_of_train_py(server, tmp_path, api, m
         assert process.returncode == 0, errors[-3000:]
     runs = {kind: list(api.sweep(path).runs) for kind, path in paths.items()}
     assert [run.config["gang_size"] for run in runs["gang"]] == [2, 2]
+    assert len({run.config["gang"] for run in runs["gang"]} & {run.id for run in runs["gang"]}) == 1
     mine, plain = runs["gang"][0], runs["plain"][0]
     assert everything(mine) == everything(plain)
     assert {key: value for key, value in mine.config.items() if isinstance(value, int | str)} | SAME == {
         key: value for key, value in plain.config.items() if isinstance(value, int | str)
-    } | SAME | {"gang_size": 2}
+    } | SAME | {"gang": mine.config["gang"], "gang_size": 2}
     assert api.sweep(paths["gang"]).state == "FINISHED"
     adapters = [load_file(tmp_path / "adapters" / run.id / "adapter_model.safetensors") for run in (mine, plain)]
     assert adapters[0].keys() == adapters[1].keys()
