@@ -19,10 +19,12 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import bitsandbytes as bnb
+import numpy
 import torch
 import wandb
 import yaml
@@ -30,14 +32,23 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer, EvalPrediction, PreTrainedConfig, TrainerCallback
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BatchEncoding,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainerCallback,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX_NAME
 from transformers.utils.hub import cached_files
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 from trl.trainer import utils as trl_utils
+from trl.trainer.utils import create_model_from_path
 
 from data import DataConfig, commit, fingerprint, load_splits
 from inputs import InputError, first_line
@@ -52,7 +63,8 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 
 NOISE = re.compile("(?<!classifier_)(?<!summary_first_)drop|jitter")  # those belong to heads for other tasks
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)  # how an unquantised matrix may be stored
-GENERATED_EXAMPLES, GENERATED_TOKENS = 5, 48
+GENERATED_EXAMPLES = 5
+GENERATION = {"do_sample": False, "max_new_tokens": 48}
 PROJECT = "learning-rate-exploration"  # where neither a sweep nor WANDB_PROJECT names one
 # Settings without which the measurements would be wrong, and why.
 REQUIRED = {
@@ -254,31 +266,21 @@ class Trainer(SFTTrainer):
     """
 
     def __init__(self, base: BaseConfig, training: TrainConfig, train: Dataset, test: Dataset, model=None):
-        config = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
-        noise = noise_off(config)
-        training.model_init_kwargs = {
-            "revision": base.model_revision,
-            "attn_implementation": base.attn_implementation,
-            "dtype": base.dtype,
-            "use_safetensors": True,
-            **(training.model_init_kwargs or {}),
-            **noise,
-        }
-        if noise and not model:
-            print(f"train.py: the base model's dropout is off, its noise would blur the comparison: {noise}")
+        model = model or load_model(base, training)  # a gang hands on the one that it has loaded
+        used, training.model_init_kwargs = model_arguments(base, training), None
         lora = get_peft_config(base)
-        if config.get_text_config() is not config:
+        if model.config.get_text_config() is not model.config:
             lora.exclude_modules = ".*(visual|vision|audio|multi_modal).*"  # text gives them no gradient
         super().__init__(
-            model=model or base.model_name_or_path,  # a gang hands on the model that it has loaded
+            model=model,
             args=training,
             train_dataset=train,
             eval_dataset=test,
             processing_class=AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision),
             compute_metrics=self.evaluation_metrics,
-            quantization_config=None if model else get_quantization_config(base),
             peft_config=lora,
         )
+        training.model_init_kwargs = used  # for the record; TRL would have warned that it does not use them
         for module in self.model.modules():
             if isinstance(module, bnb.nn.Linear4bit):
                 # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation and its backward
@@ -302,10 +304,13 @@ class Trainer(SFTTrainer):
         self.first_batch_hash: str | None = None
 
     def training_step(self, model, inputs, *arguments, **keywords):
+        self.record_first_batch(inputs)
+        return super().training_step(model, inputs, *arguments, **keywords)
+
+    def record_first_batch(self, inputs: dict[str, Tensor]) -> None:
         if self.first_batch_hash is None:
             rows = json.dumps([inputs["input_ids"].tolist(), inputs["labels"].tolist()])
             self.first_batch_hash = hashlib.sha256(rows.encode()).hexdigest()[:16]
-        return super().training_step(model, inputs, *arguments, **keywords)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Per example: sum of NLL in nats and number of right tokens [batch, 2], number of tokens [batch]."""
@@ -316,16 +321,19 @@ class Trainer(SFTTrainer):
         return None, scores, outputs.label_mask.sum(-1)
 
     def evaluation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        nll, right = prediction.predictions.T
-        tokens = prediction.label_ids
+        metrics = self.record_scores(prediction.predictions, prediction.label_ids)
+        return metrics | update_sizes(adapter_grams(self.lora_layers)[None], sum(self.weight_squares.values()))[0]
+
+    def record_scores(self, scores: numpy.ndarray, tokens: numpy.ndarray) -> dict[str, float]:
+        """Keep the NLL of each example and give the metrics; the arguments are all that `prediction_step` returned."""
+        nll, right = scores.T
         self.example_losses["steps"].append(self.state.global_step)
         self.example_losses["tokens"] = tokens.tolist()
         self.example_losses["nll"].append([json_number(value) for value in nll.tolist()])
-        metrics = {"loss": nll.sum() / tokens.sum(), "mean_token_accuracy": right.sum() / tokens.sum()}
-        return metrics | update_size(self.lora_layers, self.weight_squares)
+        return {"loss": nll.sum() / tokens.sum(), "mean_token_accuracy": right.sum() / tokens.sum()}
 
-    def generate_answers(self) -> list[dict[str, str]]:
-        """Greedy answers to the first test prompts, each beside the reference and the untrained model's answer."""
+    def questions(self) -> tuple[BatchEncoding, list[str]]:
+        """The first test prompts, padded on the left, and their reference answers."""
         tokenizer = self.processing_class
         prompts, references = [], []
         for ids, labels in zip(self.generation_examples["input_ids"], self.generation_examples["labels"], strict=True):
@@ -334,21 +342,55 @@ class Trainer(SFTTrainer):
             end = next((i for i in range(start, len(ids)) if labels[i] == -100), len(ids))  # of the first answer
             prompts.append(ids[:start])
             references.append(tokenizer.decode(ids[start:end], skip_special_tokens=True))
-        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.model.device)
+        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+        return batch.to(self.model.device), references
 
-        def answers() -> list[str]:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                output = self.model.generate(**batch, do_sample=False, max_new_tokens=GENERATED_TOKENS)
-            return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-
+    def generate_answers(self) -> list[dict[str, str]]:
+        """Greedy answers to the first test prompts, each beside the reference and the untrained model's answer."""
+        batch, references = self.questions()
         self.model.eval()
-        trained = answers()
-        with self.model.disable_adapter():
-            untrained = answers()
-        questions = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            trained = self.model.generate(**batch, **GENERATION)
+            with self.model.disable_adapter():
+                untrained = self.model.generate(**batch, **GENERATION)
+        return self.answer_rows(batch, references, untrained, trained)
+
+    def answer_rows(
+        self, batch: BatchEncoding, references: list[str], untrained: Tensor, trained: Tensor
+    ) -> list[dict]:
+        """The rows of generations.json, for `questions` and what `generate` made of them."""
+        length = batch["input_ids"].shape[1]
+        decode = partial(self.processing_class.batch_decode, skip_special_tokens=True)
+        columns = decode(batch["input_ids"]), references, decode(untrained[:, length:]), decode(trained[:, length:])
         keys = ("prompt", "reference", "untrained", "completion")
-        rows = zip(questions, references, untrained, trained, strict=True)
-        return [dict(zip(keys, row, strict=True)) for row in rows]
+        return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def model_arguments(base: BaseConfig, training: TrainConfig) -> dict:
+    """What `from_pretrained` is called with, besides the quantisation; the base's dropout is off."""
+    config = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+    return {
+        "revision": base.model_revision,
+        "attn_implementation": base.attn_implementation,
+        "dtype": base.dtype,
+        "use_safetensors": True,
+        **(training.model_init_kwargs or {}),
+        **noise_off(config),
+    }
+
+
+def load_model(base: BaseConfig, training: TrainConfig) -> PreTrainedModel:
+    """The base as SFTTrainer would load it from its name, its dropout off."""
+    if noise := noise_off(AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)):
+        print(f"train.py: the base model's dropout is off, its noise would blur the comparison: {noise}")
+    device_map = {"device_map": None} if PartialState().num_processes > 1 else {}  # each process has its own GPU
+    return create_model_from_path(
+        base.model_name_or_path,
+        quantization_config=get_quantization_config(base),
+        trust_remote_code=False,
+        **device_map,
+        **model_arguments(base, training),
+    )
 
 
 def dequantised(layer: nn.Module) -> torch.Tensor:
@@ -371,25 +413,38 @@ def weight_square(layer: LoraLayer) -> float:
 
 
 @torch.no_grad()
-def update_size(layers: dict[str, LoraLayer], weight_squares: dict[str, float]) -> dict[str, float]:
-    """‖ΔW‖_F/‖W‖_F over all adapted matrices, and the mean stable rank ‖ΔW‖_F²/‖ΔW‖_2² of the matrices.
-
-    ΔW = (α/r)BA is never formed: its squared singular values are (α/r)² times the eigenvalues of
-    (AAᵀ)^½ (BᵀB) (AAᵀ)^½, an r×r matrix. The stable rank is left out where ΔW = 0, as at step 0.
-    """
+def adapter_grams(layers: dict[str, LoraLayer]) -> Tensor:
+    """[modules, 2, r, r]: (α/r) AAᵀ and (α/r) BᵀB of each adapted matrix."""
     grams = []
     for layer in layers.values():
         a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
         grams.append(torch.stack([a @ a.T, b.T @ b]) * layer.scaling["default"])
-    gram = torch.stack(grams).double().cpu()
-    if not gram.isfinite().all():
-        return {"update_ratio": math.nan, "stable_rank": math.nan}
-    values, vectors = torch.linalg.eigh(gram[:, 0])
-    root = vectors * values.clamp(min=0).sqrt()[:, None]
-    squares = torch.linalg.eigvalsh(root.mT @ gram[:, 1] @ root).clamp(min=0)
-    sizes = {"update_ratio": math.sqrt(float(squares.sum()) / sum(weight_squares.values()))}
-    moved = squares[squares[:, -1] > 0]
-    return sizes | ({"stable_rank": float((moved.sum(1) / moved[:, -1]).mean())} if len(moved) else {})
+    return torch.stack(grams)
+
+
+def update_sizes(grams: Tensor, weight_square: float) -> list[dict[str, float]]:
+    """‖ΔW‖_F/‖W‖_F over all adapted matrices, and the mean stable rank ‖ΔW‖_F²/‖ΔW‖_2² of the matrices.
+
+    For the grams [adapters, modules, 2, r, r] and Σ‖W‖_F². ΔW = (α/r)BA is never formed: its squared singular values
+    are (α/r)² times the eigenvalues of (AAᵀ)^½ (BᵀB) (AAᵀ)^½, an r×r matrix. The stable rank is left out where ΔW = 0,
+    as at step 0.
+    """
+    grams = grams.double().cpu()
+    finite = grams.flatten(1).isfinite().all(1)
+    grams = torch.where(finite[:, None, None, None, None], grams, 0.0)
+    values, vectors = torch.linalg.eigh(grams[:, :, 0])
+    root = vectors * values.clamp(min=0).sqrt()[..., None, :]
+    squares = torch.linalg.eigvalsh(root.mT @ grams[:, :, 1] @ root).clamp(min=0)
+    sizes = []
+    for ok, square in zip(finite.tolist(), squares, strict=True):
+        if not ok:
+            sizes.append({"update_ratio": math.nan, "stable_rank": math.nan})
+            continue
+        sizes.append({"update_ratio": math.sqrt(float(square.sum()) / weight_square)})
+        moved = square[square[:, -1] > 0]
+        if len(moved):
+            sizes[-1]["stable_rank"] = float((moved.sum(1) / moved[:, -1]).mean())
+    return sizes
 
 
 class RoundWeights(TrainerCallback):
@@ -437,6 +492,16 @@ class Watch(TrainerCallback):
             control.should_training_stop = True
 
 
+def describe_data(trainer: Trainer, train: Dataset, test: Dataset) -> dict:
+    """The config entries about the rows as they were read, and as the trainer has tokenised them."""
+    return {
+        "data_fingerprint": fingerprint(train, test),
+        "train_examples": len(trainer.train_dataset),
+        "eval_examples": len(trainer.eval_dataset),
+        "train_tokens": sum(map(len, trainer.train_dataset["input_ids"])),
+    }
+
+
 def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
     """The config entries beyond TRL's arguments: what the analysis and a reader need to know about the run."""
     trainable, total = trainer.model.get_nb_trainable_parameters()  # counts packed 4-bit weights right
@@ -456,9 +521,6 @@ def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
         | {
             "vocab_size": trainer.model.config.get_text_config().vocab_size,
             "adapted_modules": adapted,
-            "train_examples": len(trainer.train_dataset),
-            "eval_examples": len(trainer.eval_dataset),
-            "train_tokens": sum(map(len, trainer.train_dataset["input_ids"])),
             "trainable_parameters": trainable,
             "all_parameters": total,
             "hardware": torch.cuda.get_device_name() if cuda else f"CPU ({torch.get_num_threads()} threads)",
@@ -490,11 +552,9 @@ def save_with_run(run, name: str, content) -> None:
     run.save(str(path), base_path=run.dir, policy="now")
 
 
-def train(
-    data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict, start_run=start_run, make_trainer=Trainer
-) -> None:
-    """The whole run: data, W&B, trainer, training, measurements, adapter."""
-    train_set, test_set = load_splits(data)
+def read_data(data: DataConfig, training: TrainConfig, base: BaseConfig) -> tuple[Dataset, Dataset]:
+    """The two splits. Whatever can be wrong before a run begins is an InputError here."""
+    splits = load_splits(data)
     check_model(base)
     if PartialState().num_processes == 1 and torch.cuda.device_count() > 1:
         raise InputError("several GPUs are visible: set CUDA_VISIBLE_DEVICES to one, or start with accelerate launch")
@@ -503,27 +563,44 @@ def train(
         tempfile.TemporaryFile(dir=training.output_dir).close()
     except OSError as error:
         raise InputError(f"output_dir {training.output_dir}: {error.strerror}; choose a writable directory") from error
+    return splits
+
+
+def watch_run(trainer: Trainer, run, described: dict) -> Watch:
+    """Let the run know what it is, and a Watch follow the training."""
+    watch = Watch(run)
+    trainer.add_callback(watch)
+    run.config.update(described, allow_val_change=True)
+    return watch
+
+
+def leave(trainer: Trainer, watch: Watch, answers: list[dict] | None) -> None:
+    """What stays of a run that has trained to its end: files, adapter, summary. One that diverged has no answers."""
+    run, training = watch.run, trainer.args
+    save_with_run(run, "eval_nll.json", trainer.example_losses)
+    if answers is not None:
+        save_with_run(run, "generations.json", answers)
+    trainer.save_model()
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * kilobytes
+    run.summary["first_batch_hash"] = trainer.first_batch_hash
+    run.summary["train_seconds"] = watch.seconds
+    run.summary["tokens_per_second"] = watch.tokens / watch.seconds
+    run.summary["peak_memory_gib"] = peak_memory / 2**30
+    if trainer.state.global_step > training.get_warmup_steps(trainer.state.max_steps):
+        requested, peak = training.learning_rate, watch.peak_learning_rate
+        assert math.isclose(peak, requested), f"the peak learning rate was {peak}, not the requested {requested}"
+
+
+def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict) -> None:
+    """The whole run: data, W&B, trainer, training, measurements, adapter."""
+    splits = read_data(data, training, base)
     with start_run(training, data, base, swept) as run:
         training.output_dir = str(Path(training.output_dir, run.id))
-        trainer = make_trainer(base, training, train_set, test_set)
-        watch = Watch(run)
-        trainer.add_callback(watch)
-        described = describe(trainer, data, base) | {"data_fingerprint": fingerprint(train_set, test_set)}
-        run.config.update(described, allow_val_change=True)
+        trainer = Trainer(base, training, *splits)
+        watch = watch_run(trainer, run, describe(trainer, data, base) | describe_data(trainer, *splits))
         trainer.train()
-        save_with_run(run, "eval_nll.json", trainer.example_losses)
-        if watch.diverged_at_step is None:
-            save_with_run(run, "generations.json", trainer.generate_answers())
-        trainer.save_model()
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak_memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * kilobytes
-        run.summary["first_batch_hash"] = trainer.first_batch_hash
-        run.summary["train_seconds"] = watch.seconds
-        run.summary["tokens_per_second"] = watch.tokens / watch.seconds
-        run.summary["peak_memory_gib"] = peak_memory / 2**30
-        if trainer.state.global_step > training.get_warmup_steps(trainer.state.max_steps):
-            requested, peak = training.learning_rate, watch.peak_learning_rate
-            assert math.isclose(peak, requested), f"the peak learning rate was {peak}, not the requested {requested}"
+        leave(trainer, watch, trainer.generate_answers() if watch.diverged_at_step is None else None)
 
 
 def main() -> None:

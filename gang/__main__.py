@@ -3,205 +3,14 @@
     python -m gang ENTITY/PROJECT/SWEEP
 
 Each of its N members claims a configuration through W&B's own protocol, as N `wandb agent` processes would, and logs
-to its own run. Configurations may differ in what `DIFFER` names; any other goes into a later gang.
+to its own run. Configurations may differ in learning_rate, seed, lora_r and lora_alpha; any other goes into a later
+gang.
 """
 
 import argparse
-import math
 import os
-import re
 import signal
-import socket
 import sys
-import threading
-import time
-import traceback
-from dataclasses import dataclass
-from pathlib import Path
-
-import wandb
-from wandb.apis.public import sweeps
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-from wandb.sdk.sweeps import SweepNotFoundError
-
-from gang.fit import unfit
-from gang.members import Conductor, Member
-from gang.size import best_size, measure
-from train import InputError, first_line, parse
-
-INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words that may stand before train.py
-HEARTBEAT_SECONDS = 5  # as wandb agent
-DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha"}
-
-
-@dataclass
-class Agent:
-    """One agent of the sweep, as the server sees it, and the configuration that it has claimed."""
-
-    id: str
-    run_id: str | None = None
-    point: dict | None = None
-    retired: bool = False  # the server has told it that the sweep has no more
-
-
-class Sweep:
-    """The server's side: the sweep's command, its agents, their claims and heartbeats."""
-
-    def __init__(self, path: str):
-        entity, project, self.id = path.split("/")
-        try:
-            self.api = wandb.Api()
-            self.place = {"entity": entity, "project": project, "sweep_id": self.id}
-            self.path, self.config = path, self.api.sweep(path).config
-        except (wandb.Error, ValueError) as error:
-            raise InputError(f"{path}: {first_line(error)}") from error
-        self.lock = threading.Lock()
-
-    def agents(self, count: int) -> list[Agent]:
-        return [Agent(sweeps._register_agent(self.api, socket.gethostname(), **self.place)["id"]) for _ in range(count)]
-
-    def heartbeat(self, agent: Agent) -> list[dict]:
-        alive = {agent.run_id: True} if agent.run_id else {}
-        with self.lock:
-            try:
-                return sweeps._agent_heartbeat(self.api, agent.id, {}, alive)
-            except SweepNotFoundError:  # deleted: what runs may finish
-                return [{"type": "exit"}]
-
-    def left(self) -> float:
-        """The points that nobody has claimed, and this process's one; infinite for a sweep without an end."""
-        sweep = self.api.sweep(self.path)
-        expected = sweep.expected_run_count
-        return math.inf if expected is None else expected - len(sweep.runs) + 1
-
-    def claim(self, agent: Agent) -> None:
-        """Ask for a configuration, unless it has one; the server may have none now, or none ever again."""
-        if agent.run_id or agent.retired:
-            return
-        for command in self.heartbeat(agent):
-            if command["type"] in ("run", "resume"):
-                agent.run_id, agent.point = command["run_id"], command["args"]
-            elif command["type"] == "exit":
-                agent.retired = True
-
-    def arguments(self, point: dict) -> list[str]:
-        """The flags with which `wandb agent` would call train.py."""
-        words = create_sweep_command(list(self.config.get("command") or ["${program}", "${args}"]))
-        macros = create_sweep_command_args({"args": point}) | {"program": [self.config.get("program", "")]}
-        words = [part for word in words for part in macros.get(str(word)[2:-1], [str(word)])]
-        for index, word in enumerate(words):
-            if Path(word).name == "train.py":
-                launcher = [word for word in words[:index] if not INTERPRETER.fullmatch(Path(word).name)]
-                if launcher:
-                    raise InputError(f"the sweep's command starts with {launcher[0]}; for that, use wandb agent")
-                return words[index + 1 :]
-        raise InputError(f"sweep {self.id}: its command does not run train.py; use wandb agent")
-
-    def check(self) -> None:
-        """Raise InputError, before anything is claimed, if no gang can train the sweep's recipe."""
-        first = {
-            key: {"value": (spec.get("values") or [spec.get("value", spec.get("min"))])[0]}
-            for key, spec in self.config["parameters"].items()
-        }
-        if reason := unfit(parse(self.arguments(first))):
-            raise InputError(f"{reason}; use wandb agent")
-
-
-def difference(first: dict, other: dict) -> str | None:
-    """What keeps a point of the sweep out of the first one's gang, as "key: value, not value"."""
-    for key, entry in other.items():
-        expected = first.get(key, {}).get("value")
-        if key not in DIFFER and entry["value"] != expected:
-            return f"{key}: {entry['value']}, not {expected}"
-    return None
-
-
-class Gang:
-    """The agents of one process, and what each has claimed."""
-
-    def __init__(self, sweep: Sweep, size: int | None):
-        sweep.check()
-        self.sweep, self.size = sweep, size
-        self.agents = sweep.agents(size or 1)
-        self.conductor, self.fixed = Conductor(sweep.id), None
-
-    def work(self) -> None:
-        """Gangs until the sweep has no more configurations."""
-        while not all(agent.retired for agent in self.agents):
-            for agent in self.agents:
-                self.sweep.claim(agent)
-            if any(agent.run_id for agent in self.agents):
-                self.train()
-            else:
-                time.sleep(HEARTBEAT_SECONDS)
-
-    def train(self) -> None:
-        """Train those of the claimed configurations that fit together; what does not stays claimed."""
-        seats, done = {}, threading.Event()
-        members = self.seat(self.agents, seats)
-        fixed = {key: entry for key, entry in members[0].point.items() if key not in DIFFER}
-        if fixed != self.fixed:  # it may say which base; else the next gang goes on with the one that is loaded
-            self.conductor.model, self.fixed = None, fixed
-        heart = threading.Thread(target=self.keep_alive, args=(done,))
-        heart.start()
-        try:
-            self.conductor.conduct(members, None if self.size else lambda trainer: self.recruit(trainer, seats))
-        finally:
-            done.set()
-            heart.join()
-        for agent, member in seats.values():
-            agent.run_id = agent.point = None
-            if isinstance(member.error, InputError) or getattr(member.error, "code", None) == 2:  # argparse's own
-                raise member.error
-            if isinstance(member.error, Exception):
-                print(f"gang: {member.run_id} failed:", file=sys.stderr)
-                traceback.print_exception(member.error)
-        if all(isinstance(member.error, Exception) for _, member in seats.values()):
-            print("gang: every run failed; the errors are above", file=sys.stderr)
-            sys.exit(1)
-
-    def seat(self, agents: list[Agent], seats: dict) -> list[Member]:
-        """Members for the claims of these agents that fit the first; a line says why another does not."""
-        members = []
-        for agent in (agent for agent in agents if agent.run_id):
-            first = next((member.point for _, member in seats.values()), agent.point)
-            if reason := difference(first, agent.point):
-                print(f"gang: {agent.run_id} trains in a later gang ({reason})", flush=True)
-                continue
-            members.append(Member(self.conductor, agent.run_id, agent.point, self.sweep.arguments(agent.point)))
-            seats[agent.run_id] = agent, members[-1]
-        for member in members:
-            values = (f"{key}={entry['value']}" for key, entry in member.point.items())
-            print(f"gang: {member.run_id} is {' '.join(values)}", flush=True)
-        return members
-
-    def recruit(self, trainer, seats: dict) -> list[Member]:
-        """Measure what pays and fits, and claim as many configurations more."""
-        points = self.sweep.left()
-        if points < 2:
-            self.size = 1
-            return []
-        seconds, fits = measure(trainer)
-        self.size = best_size(points, seconds, fits)
-        print(
-            f"gang: a step of one takes {seconds[0]:.3g} s, of two {seconds[1]:.3g} s; memory for {fits}; "
-            f"{self.size} of {points:g} at once",
-            flush=True,
-        )
-        more = self.sweep.agents(self.size - 1)
-        for agent in more:
-            self.sweep.claim(agent)
-        self.agents += more
-        return self.seat(more, seats)
-
-    def keep_alive(self, done: threading.Event) -> None:
-        """Heartbeats while the gang trains; a run that the server wants stopped ends as with SIGTERM."""
-        while not done.wait(HEARTBEAT_SECONDS):
-            for agent in [agent for agent in self.agents if agent.run_id]:
-                for command in self.sweep.heartbeat(agent):
-                    for member in self.conductor.members:
-                        if command["type"] == "stop" and command["run_id"] == member.run_id:
-                            member.stopped = True
 
 
 def size(text: str) -> int | None:
@@ -217,16 +26,19 @@ def main() -> int:
     parser.add_argument("sweep", metavar="ENTITY/PROJECT/SWEEP")
     parser.add_argument("--size", default="auto", type=size, metavar="N|auto", help="at once; default: measured")
     options = parser.parse_args()
+    if options.sweep.count("/") != 2:
+        print(f"gang: {options.sweep!r}: give ENTITY/PROJECT/SWEEP, as `wandb sweep` prints it", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Under these W&B's client would give every run of this process the same id.
     for variable in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
         os.environ.pop(variable, None)
+    entity, project, _ = options.sweep.split("/")
+    os.environ.update(WANDB_ENTITY=entity, WANDB_PROJECT=project)
+    from gang.agent import Agents, InputError, Sweep  # here, since torch and TRL take seconds
+
     try:
-        if options.sweep.count("/") != 2:
-            raise InputError(f"{options.sweep!r}: give ENTITY/PROJECT/SWEEP, as `wandb sweep` prints it")
-        entity, project, _ = options.sweep.split("/")
-        os.environ.update(WANDB_ENTITY=entity, WANDB_PROJECT=project)
-        Gang(Sweep(options.sweep), options.size).work()
+        Agents(Sweep(options.sweep), options.size).work()
     except InputError as error:
         print(f"gang: {error}", file=sys.stderr)
         return 2

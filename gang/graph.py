@@ -1,5 +1,6 @@
 """A step as one CUDA graph: replaying it costs the host one call instead of the launch of each of its kernels."""
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -9,18 +10,23 @@ from torch import Tensor
 class GraphedStep:
     """`step(*inputs) -> Tensor` without host synchronisation, captured once for each set of input shapes.
 
-    `state` are the tensors that the step changes; the warm-up that a capture needs leaves them as they were.
+    `state` gives the tensors that the step changes; the warm-up that a capture needs leaves them as they were. The
+    inputs may lie in the host's pinned memory. `seconds` is what the captures took.
     """
 
-    def __init__(self, step: Callable[..., Tensor], state: list[Tensor]):
+    def __init__(self, step: Callable[..., Tensor], state: list[Tensor], pool=None):
         self.step, self.state = step, state
         self.captured: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
-        self.pool = None  # one memory pool: the graphs never run at the same time
+        self.pool = pool or torch.cuda.graph_pool_handle()  # one for all: the graphs never run at the same time
+        self.stream = torch.cuda.Stream()
+        self.seconds = 0.0
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         shapes = tuple(value.shape for value in inputs)
         if shapes not in self.captured:
+            start = time.monotonic()
             self.captured[shapes] = self.capture(inputs)
+            self.seconds += time.monotonic() - start
         graph, places, result = self.captured[shapes]
         for place, value in zip(places, inputs, strict=True):
             place.copy_(value, non_blocking=True)
@@ -28,19 +34,23 @@ class GraphedStep:
         return result.clone()
 
     def capture(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        places, before = [value.clone() for value in inputs], [value.clone() for value in self.state]
-        try:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(2):
-                    self.step(*places)
-            torch.cuda.current_stream().wait_stream(side)
-        finally:
-            for value, kept in zip(self.state, before, strict=True):
-                value.copy_(kept)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            result = self.step(*places)
-        self.pool = graph.pool()
+        device = self.state[0].device
+        places, before = [value.to(device, copy=True) for value in inputs], [value.clone() for value in self.state]
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            try:
+                self.step(*places)  # what libraries set up at their first call cannot be captured
+            finally:
+                for value, kept in zip(self.state, before, strict=True):
+                    value.copy_(kept)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # the graph's own memory comes on top of what the warm-up has left behind
+            graph = torch.cuda.CUDAGraph()
+            # Other threads copy batches and wait for results meanwhile, which does not concern the capture.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                result = self.step(*places)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
         return graph, places, result

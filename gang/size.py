@@ -1,4 +1,4 @@
-"""How many configurations to train at once: from a step's time a + b·N, the memory of each, and the grid's points."""
+"""How many configurations to train at once: as many as pay and fit into the memory."""
 
 import gc
 import math
@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from gang.step import Gang, free_memory
+from gang.member import Member
+from gang.step import Step, free_memory, together
 
 LIMIT = 64  # configurations at once where the sweep has no end
 PROCESS = Path("/proc/self")
-STEPS = {"cuda": 5}  # per measurement, of which the fastest counts; on a CPU one takes seconds and says enough
+STEPS = {"cuda": 3}  # per measurement, of which the fastest counts; on a CPU one takes seconds and says enough
 
 
 def best_size(points: float, seconds: list[float], fits: int) -> int:
@@ -33,35 +35,44 @@ def best_size(points: float, seconds: list[float], fits: int) -> int:
     return next(n for n in range(1, int(fits) + 1) if cost(n) <= 1.01 * least)
 
 
-def measure(trainer) -> tuple[list[float], int]:
-    """Seconds of a training step of one and of two members, and how many fit in memory.
-
-    Uses the longest batch that the data can give, and leaves the trainer's adapter as it was.
-    """
-    weights = [p for layer in trainer.lora_layers.values() for p in layer.parameters() if p.requires_grad]
-    before = [p.detach().clone() for p in weights]
-    order = sorted(range(len(trainer.train_dataset)), key=lambda i: len(trainer.train_dataset[i]["input_ids"]))
-    longest = trainer.train_dataset.select(order[-trainer.args.per_device_train_batch_size :])
-    batch = trainer._prepare_inputs(
-        trainer.data_collator([{k: x[k] for k in ("input_ids", "labels")} for x in longest])
+def choose(points: float, model: PreTrainedModel, first: Member) -> int:
+    """The size of the gangs for a sweep that has `points` left, by measurement on the first member; prints why."""
+    if points < 2:
+        return 1
+    seconds, fits = measure(model, first)
+    size = best_size(points, seconds, fits)
+    print(
+        f"gang: a step of one takes {seconds[0]:.3g} s, of two {seconds[1]:.3g} s; memory for {fits}; "
+        f"{size} of {points:g} at once",
+        flush=True,
     )
-    items = (batch["labels"][:, 1:] != -100).sum()
-    device, seconds, used = trainer.model.device, [], []
+    return size
+
+
+def measure(model: PreTrainedModel, first: Member) -> tuple[list[float], int]:
+    """Seconds of a training step of one and of two members, not graphed, and how many fit in memory.
+
+    Uses the longest batch that the data can give.
+    """
+    trainer, rows = first.trainer, first.training.per_device_train_batch_size
+    data = trainer.train_dataset.select_columns(["input_ids", "labels"])
+    order = sorted(range(len(data)), key=lambda i: len(data[i]["input_ids"]))
+    batch = trainer.data_collator(list(data.select(order[-rows:])))
+    device, seconds, used = model.device, [], []
     for n in (1, 2):
         reset_peak_memory(device)
-        gang = Gang([trainer] * n)
+        step = Step(model, [trainer.lora_layers] * n, first.training)
+        step.graphs = {}
+        rows_of_all = together([batch] * n, [1.0] * n, 0, rows if device.type == "cuda" else None)
         times = []
         for _ in range(STEPS.get(device.type, 1)):
             start = time.perf_counter()
-            float(gang.train([batch] * n, [items] * n, [0.0] * n, update=True).sum())
+            float(step.train(rows_of_all, torch.zeros(n), update=True).sum())
             times.append(time.perf_counter() - start)
         seconds.append(min(times))
         used.append(peak_memory(device))
-        gang.take_off()
-        for p, value in zip(weights, before, strict=True):
-            p.data = value.clone()
-        state = 4 * gang.stack.values[0].nbytes  # weights, gradients and two moments: each needs that at least
-        del gang
+        state = 4 * step.stack.values[0].nbytes  # weights, gradients and two moments: each needs that at least
+        del step
     reset_peak_memory(device)
     return seconds, 1 + int(0.9 * free_memory(device) / max(used[1] - used[0], state))
 

@@ -1,6 +1,7 @@
 """The adapters of N members as the rows of one matrix [N, P], with their gradients and AdamW's two moments alike."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -13,71 +14,78 @@ BLOCK = 1024  # numbers whose squares are summed at a time: one float32 sum over
 
 
 class Stack:
-    """Windows of PEFT's own layers on one matrix, and the update of all members in a few operations on it.
+    """What `layers` multiply by: windows on one matrix, and the update of all members in a few operations on it.
 
-    `members` holds, per member, PEFT's LoRA layers by module name, freshly initialised: their weights move into the
-    matrix and become windows on it, so that whatever reads a PEFT layer (measurements, export) reads the member.
+    `members` holds, per member, PEFT's LoRA layers by module name; their weights are copied, and `export` gives them
+    back. A member of lower rank than the highest has zeros in the rest, whose gradients are exactly zero.
     """
 
-    def __init__(self, members: list[dict[str, LoraLayer]], stacked: dict[str, StackedLoRA], training):
-        self.members, self.stacked = members, stacked
+    def __init__(self, members: list[dict[str, LoraLayer]], layers: dict[str, StackedLoRA], training):
+        self.layers, self.training = layers, training
         self.training: TrainingArguments = training
-        self.rank = max(layer.r["default"] for layers in members for layer in layers.values())
+        self.ranks = [{name: layer.r["default"] for name, layer in member.items()} for member in members]
+        self.scaling = torch.tensor([[layer.scaling["default"] for layer in member.values()] for member in members])
+        self.rank = max(max(ranks.values()) for ranks in self.ranks)
         like = next(iter(members[0].values())).lora_A["default"].weight
+        self.scaling = self.scaling.to(like.device)
         width = sum(self.rank * (layer.in_features + layer.out_features) for layer in members[0].values())
         width = math.ceil(width / BLOCK) * BLOCK
+        self.sizes = {name: (layer.in_features, layer.out_features) for name, layer in members[0].items()}
         self.values = torch.zeros(len(members), width, dtype=like.dtype, device=like.device)
         self.gradients, self.first, self.second = (torch.zeros_like(self.values) for _ in range(3))
         # In double precision: 1 - 0.999² loses five digits in float32, and every step after it would be off by 1e-5.
         self.updates = torch.zeros((), dtype=torch.float64, device=like.device)
-        self.point(copy=True)
+        self.point()
+        for index, member in enumerate(members):
+            for window, weight in self.pairs(index, member):
+                window.copy_(weight)
         self.round()
+
+    def state(self) -> list[Tensor]:
+        """The tensors that a step changes."""
+        return [self.values, self.gradients, self.first, self.second, self.updates]
+
+    def windows(self, matrix: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Per module its name and its A [N, r, in] and B [N, out, r] within the matrix."""
+        start = 0
+        for name, (d_in, d_out) in self.sizes.items():
+            middle, end = start + self.rank * d_in, start + self.rank * (d_in + d_out)
+            a = matrix[:, start:middle].unflatten(1, (self.rank, d_in))
+            yield name, a, matrix[:, middle:end].unflatten(1, (d_out, self.rank))
+            start = end
+
+    def point(self) -> None:
+        """Let the layers look at the matrix."""
+        both = zip(self.windows(self.values), self.windows(self.gradients), self.scaling.T, strict=True)
+        for (name, a, b), (_, a_gradient, b_gradient), scaling in both:
+            layer = self.layers[name]
+            layer.a, layer.b, layer.a_gradient, layer.b_gradient = a, b, a_gradient, b_gradient
+            layer.scaling = scaling.contiguous()[:, None, None]
+            layer.freeze_a = self.training.freeze_a
+
+    def pairs(self, index: int, member: dict[str, LoraLayer]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each matrix of a member here, and in PEFT's layer."""
+        for name, a, b in self.windows(self.values):
+            rank, layer = self.ranks[index][name], member[name]
+            yield a[index, :rank], layer.lora_A["default"].weight.data
+            yield b[index, :, :rank], layer.lora_B["default"].weight.data
+
+    def export(self, index: int, member: dict[str, LoraLayer]) -> None:
+        """Copy a member's weights into PEFT's layers."""
+        for window, weight in self.pairs(index, member):
+            weight.copy_(window)
+
+    def keep(self, left: list[int]) -> None:
+        """Leave only these rows, in this order."""
+        self.values, self.gradients, self.first, self.second = (
+            matrix[left] for matrix in (self.values, self.gradients, self.first, self.second)
+        )
+        self.scaling, self.ranks = self.scaling[left], [self.ranks[index] for index in left]
+        self.point()
 
     def round(self) -> None:
         if self.training.adapter_dtype == "bfloat16_weights":
             self.values.copy_(self.values.bfloat16())
-
-    def windows(self, matrix: Tensor):
-        """Per module its name and its A [N, r, in] and B [N, out, r] within the matrix."""
-        start = 0
-        for name, layer in self.members[0].items():
-            middle = start + self.rank * layer.in_features
-            end = middle + self.rank * layer.out_features
-            a = matrix[:, start:middle].unflatten(1, (self.rank, layer.in_features))
-            yield name, a, matrix[:, middle:end].unflatten(1, (layer.out_features, self.rank))
-            start = end
-
-    def point(self, copy: bool = False) -> None:
-        """Let the stacked layers and PEFT's own look at the matrix; `copy` PEFT's initial weights into it first."""
-        for (name, a, b), (_, a_gradient, b_gradient) in zip(
-            self.windows(self.values), self.windows(self.gradients), strict=True
-        ):
-            layer = self.stacked[name]
-            layer.a, layer.b, layer.a_gradient, layer.b_gradient = a, b, a_gradient, b_gradient
-            layer.freeze_a = self.training.freeze_a
-            layers = [member[name] for member in self.members]
-            layer.scaling = torch.tensor([x.scaling["default"] for x in layers], device=a.device)[:, None, None]
-            for index, peft in enumerate(layers):
-                rank = peft.r["default"]
-                for window, weight in (
-                    (a[index, :rank], peft.lora_A["default"].weight),
-                    (b[index, :, :rank], peft.lora_B["default"].weight),
-                ):
-                    if copy:
-                        window.copy_(weight.data)
-                    weight.data = window
-
-    def drop(self, index: int) -> None:
-        """Take a member out: PEFT's layers keep its weights, the other rows move together."""
-        for layer in self.members.pop(index).values():
-            for part in (layer.lora_A["default"], layer.lora_B["default"]):
-                part.weight.data = part.weight.data.clone(memory_format=torch.contiguous_format)
-        left = [i for i in range(len(self.values)) if i != index]
-        self.values, self.gradients, self.first, self.second = (
-            matrix[left] for matrix in (self.values, self.gradients, self.first, self.second)
-        )
-        if left:
-            self.point()
 
     @torch.no_grad()
     def update(self, rates: Tensor) -> Tensor:
@@ -101,3 +109,9 @@ class Stack:
         self.round()
         self.gradients.zero_()
         return norms
+
+    @torch.no_grad()
+    def grams(self) -> Tensor:
+        """[N, modules, 2, r, r]: train.adapter_grams of each member."""
+        pairs = [torch.stack([a @ a.mT, b.mT @ b], 1) for _, a, b in self.windows(self.values.float())]
+        return torch.stack(pairs, 1) * self.scaling[:, :, None, None, None]

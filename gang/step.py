@@ -1,20 +1,23 @@
 """One step of all members: their rows through one frozen base, each with its own adapter, loss, clipping and rate."""
 
+import copy
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import pad
-from transformers import masking_utils
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel, masking_utils
 
 from gang.graph import GraphedStep
 from gang.head import AnswerLoss, Head
 from gang.lora import StackedLoRA
 from gang.stack import Stack
+from train import GENERATION
 
 # transformers takes the capture of a CUDA graph for tracing, and then (5.17) hands attention an explicit mask where it
 # gives is_causal otherwise: another kernel, slower, and with cuDNN a wrong gradient. Looking for packed sequences reads
@@ -24,164 +27,222 @@ for private, answer in {"is_tracing": False, "find_packed_sequence_indices": Non
     setattr(masking_utils, private, lambda tensor=None, answer=answer, **_: answer)
 
 LENGTHS = 64  # on a GPU, rows are padded to a multiple of this: few shapes, so few CUDA graphs
+SCORED = 8192  # tokens that go through the base at once in an evaluation, at least
 
 
-class Gang:
-    """The members' trainers, their stack, and the base model with stacked layers in the place of PEFT's.
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with modules of its own on the same tensors: what one puts into it is not in the other."""
+    shared = [*model.parameters(), *model.buffers()]
+    shared += [module.quant_state for module in model.modules() if hasattr(module, "quant_state")]
+    return copy.deepcopy(model, {id(value): value for value in shared})
 
-    `trainers` are train.py's, built one after another on the same base, which wears nobody's adapter any more.
+
+@dataclass
+class Batch:
+    """A micro-batch of N members: their rows, and of each answer token where it is predicted in the flattened rows,
+    which one it is, and its share of the loss. A member may have fewer than `most`: fillers, with a share of 0."""
+
+    ids: Tensor  # [N, b, s]
+    where: Tensor  # [N, most]
+    targets: Tensor  # [N, most]
+    share: Tensor  # [N, most]
+
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def of(self, members: list[int]) -> "Batch":
+        return Batch(*(value[members] for value in self.tensors()))
+
+    def pinned(self) -> "Batch":
+        """In memory from which a GPU copies without being waited for."""
+        return Batch(*(value.pin_memory() for value in self.tensors()))
+
+
+def together(batches: list[dict[str, Tensor]], items: list[float], filler: int, rows: int | None = None) -> Batch:
+    """The members' collated batches as one, on the CPU; `items` are what each one's NLL is divided by.
+
+    On a GPU there are `rows` rows and only a few lengths, so that few CUDA graphs are needed.
+    """
+    b, s = (max(batch["input_ids"].shape[axis] for batch in batches) for axis in (0, 1))
+    answers = [(batch["labels"][:, 1:] != -100).nonzero() for batch in batches]
+    most = max(1, *map(len, answers))
+    if rows:
+        b, s, most = rows, rounded(s), rounded(most)
+    ids = torch.full((len(batches), b, s), filler)
+    where, targets, share = (
+        torch.zeros(len(batches), most, dtype=kind) for kind in (torch.long, torch.long, torch.float)
+    )
+    for n, (batch, (row, column)) in enumerate(zip(batches, (found.T for found in answers), strict=True)):
+        height, width = batch["input_ids"].shape
+        ids[n, :height, :width] = batch["input_ids"]
+        where[n, : len(row)] = row * s + column
+        targets[n, : len(row)] = batch["labels"][row, column + 1]
+        share[n, : len(row)] = 1 / items[n]
+    return Batch(ids, where, targets, share)
+
+
+def rounded(length: int) -> int:
+    """Up to a multiple of LENGTHS, or of a quarter of the next power of two if that is more."""
+    multiple = max(LENGTHS, 2 ** math.ceil(math.log2(length)) // 4)
+    return math.ceil(length / multiple) * multiple
+
+
+class Step:
+    """The base with stacked layers in the place of its adapted ones, and what the members compute together on it.
+
+    `model` is left as it is; `members` holds, per member, PEFT's LoRA layers by module name, whose weights are copied.
+    `keep`: the base's matrices are dequantised once, not in each pass; by default if there is memory for it.
     """
 
-    def __init__(self, trainers: list, keep: bool | None = None, static: bool | None = None):
-        self.trainers = trainers
-        first = trainers[0]
-        self.peft_model, self.model = first.model, first.model.get_base_model()
-        self.bf16 = first.args.bf16
-        self.device = self.model.device
-        self.dtype = torch.bfloat16 if self.bf16 else self.model.dtype
+    def __init__(
+        self, model: PreTrainedModel, members: list[dict[str, LoraLayer]], training, keep=None, checkpointing=None
+    ):
+        self.model, self.bf16, self.device = twin(model), training.bf16, model.device
+        self.dtype = torch.bfloat16 if self.bf16 else model.dtype
         self.head = Head(self.model)
-        size = sum(layer.in_features * layer.out_features for layer in first.lora_layers.values()) * self.dtype.itemsize
+        linear = {name.removeprefix("base_model.model."): x.get_base_layer() for name, x in members[0].items()}
+        size = sum(layer.in_features * layer.out_features for layer in linear.values()) * self.dtype.itemsize
         keep = size < free_memory(self.device) / 3 if keep is None else keep  # the rest is for activations
-        self.stacked = {
-            name: StackedLoRA(layer.get_base_layer(), self.dtype, keep) for name, layer in first.lora_layers.items()
-        }
-        self.stack = Stack([dict(trainer.lora_layers) for trainer in trainers], self.stacked, first.args)
+        self.layers = {name: StackedLoRA(layer, self.dtype, keep) for name, layer in linear.items()}
+        for name, layer in self.layers.items():
+            self.model.set_submodule(name, layer)
+        by_name = dict(zip(members[0], self.layers.values(), strict=True))
+        self.stack = Stack(members, by_name, training)
         # B is zero, so until the first update every member is the base model, and one evaluation serves all.
         self.untrained = all(not b.any() for _, _, b in self.stack.windows(self.stack.values))
-        self.wear(self.stacked)
-        self.static = self.device.type == "cuda" if static is None else static
-        self.most = most_answers(first) if self.static else 0
+        self.checkpointing = training.gradient_checkpointing if checkpointing is None else checkpointing
+        if self.checkpointing:
+            enable = self.model.gradient_checkpointing_enable  # its name until transformers 5.18
+            enable = getattr(self.model, "activation_checkpointing_enable", enable)
+            # Reentrant checkpoints need rows with a gradient, which those of a frozen base lack.
+            enable((training.gradient_checkpointing_kwargs or {}) | {"use_reentrant": False})
         self.graphs: dict[bool, GraphedStep] = {}
         self.capture()
+
+    def __len__(self) -> int:
+        return len(self.stack.values)
 
     def capture(self) -> None:
         """On a GPU, let the steps be CUDA graphs; anew whenever the stack has changed its shape."""
         self.graphs = {}
-        recomputing = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
-        if self.device.type == "cuda" and not recomputing:
-            stack = self.stack
-            state = [stack.values, stack.gradients, stack.first, stack.second, stack.updates]
-            self.graphs = {u: GraphedStep(partial(self.step, self.most, u), state) for u in (False, True)}
+        if self.device.type == "cuda" and not self.checkpointing:
+            pool, state = torch.cuda.graph_pool_handle(), self.stack.state()
+            self.graphs = {update: GraphedStep(partial(self.step, update), state, pool) for update in (False, True)}
 
-    def wear(self, layers: dict[str, nn.Module]) -> None:
-        for name, layer in layers.items():
-            self.peft_model.set_submodule(name, layer)
-
-    def take_off(self) -> None:
-        self.wear({name: layer.weight.layer for name, layer in self.stacked.items()})
-
-    def drop(self, trainer) -> None:
-        """Take a member out, its weights back in PEFT's layers and these in the model; the others can go on."""
-        index = self.trainers.index(trainer)
-        self.stack.drop(index)
-        self.wear(trainer.lora_layers)
-        self.trainers.pop(index)
+    def drop(self, index: int) -> None:
+        """Take a member out; the others can go on."""
+        self.stack.keep([i for i in range(len(self)) if i != index])
         self.capture()
 
-    @contextmanager
-    def base_alone(self) -> Iterator[None]:
-        windows = {name: layer.a for name, layer in self.stacked.items()}
-        for layer in self.stacked.values():
-            layer.a = None
-        try:
-            yield
-        finally:
-            for name, layer in self.stacked.items():
-                layer.a = windows[name]
+    def train(self, batch: Batch, rates: Tensor, update: bool) -> Tensor:
+        """A micro-batch of each member, and with `update` the optimizer's step at the rates [N]; both on the CPU.
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Last hidden states [rows, length, d]. Padding is on the right, where a causal model never looks: no mask."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-
-    def answers(self, labels: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The positions before each answer token, for labels [N, b, s]: where in the hidden states [N, most],
-        the tokens to predict [N, most], and whether the entry is one (a member may have fewer than `most`)."""
-        n, b, s = labels.shape
-        following = labels.roll(-1, 2)
-        following[:, :, -1] = -100
-        following = following.reshape(n, b * s)
-        order = (following != -100).byte().sort(dim=1, descending=True, stable=True).indices[:, :most]
-        targets = following.gather(1, order)
-        where = order + torch.arange(n, device=labels.device)[:, None] * (b * s)
-        return where, targets.clamp(min=0), targets != -100
-
-    def losses(self, ids: Tensor, labels: Tensor, items: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """For ids, labels [N, b, s] and items [N], by which each member's NLL is divided: the sum of the members'
-        losses, and per member [N, 4]: loss, entropy, share of right tokens (means over its tokens), tokens."""
-        where, targets, valid = self.answers(labels, most)
-        hidden = self.hidden(ids.flatten(0, 1)).flatten(0, 1).index_select(0, where.flatten())
-        share = torch.where(valid, 1 / items[:, None], 0.0)
-        loss, scores = AnswerLoss.apply(hidden, self.head, targets.flatten(), share.flatten())
-        scores = torch.where(valid[..., None], scores.unflatten(0, where.shape), 0.0).sum(1)
-        tokens = valid.sum(1)
-        means = scores[:, 1:] / tokens.clamp(min=1)[:, None]
-        return loss, torch.cat([scores[:, :1] / items[:, None], means, tokens[:, None]], 1)
-
-    def train(self, batches: list[dict], items: list[Tensor], rates: list[float], update: bool) -> Tensor:
-        """One micro-batch of each member, and with `update` the optimizer's step. Returns [N, 5]: loss, entropy,
-        share of right tokens, tokens, and the gradient's norm before clipping (0 without `update`)."""
-        ids, labels = self.together(batches)
-        items = torch.stack([torch.as_tensor(n, device=self.device, dtype=torch.float32) for n in items])
-        self.untrained &= not (update and any(rates))  # a warm-up's first rate is 0
-        rates = torch.tensor(rates).to(self.device, non_blocking=True)
+        Returns [N, 4] on the device: loss, entropy, share of right tokens (means over the micro-batch's tokens), and
+        the gradient's norm before clipping (0 without `update`). Nothing here waits for the device.
+        """
+        self.untrained &= not (update and bool(rates.any()))  # a warm-up's first rate is 0
         if not self.model.training:
             self.model.train()
+        inputs = [*batch.tensors(), rates]
         if self.graphs:
             try:
-                return self.graphs[update](ids, labels, items, rates)
+                return self.graphs[update](*inputs)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 print(f"gang: no CUDA graph, eager steps instead ({str(error).splitlines()[0]})", flush=True)
                 self.graphs = {}
-        most = self.most if self.static else int((labels[:, :, 1:] != -100).sum((1, 2)).max())
-        return self.step(most, update, ids, labels, items, rates)
+        return self.step(update, *(value.to(self.device, non_blocking=True) for value in inputs))
 
-    def step(self, most: int, update: bool, ids: Tensor, labels: Tensor, items: Tensor, rates: Tensor) -> Tensor:
-        loss, means = self.losses(ids, labels, items, most)
+    def step(self, update: bool, ids: Tensor, where: Tensor, targets: Tensor, share: Tensor, rates: Tensor) -> Tensor:
+        _, b, s = ids.shape
+        valid = share != 0
+        hidden = self.hidden(ids.flatten(0, 1)).flatten(0, 1).index_select(0, rows_of(where, b * s).flatten())
+        loss, scores = AnswerLoss.apply(hidden, self.head, targets.flatten(), share.flatten())
         loss.backward()
+        scores = torch.where(valid[..., None], scores.unflatten(0, where.shape), 0.0)
+        means = scores[..., 1:].sum(1) / valid.sum(1).clamp(min=1)[:, None]
+        losses = (scores[..., 0] * share).sum(1)
         norms = self.stack.update(rates) if update else torch.zeros_like(rates)
-        return torch.cat([means, norms[:, None]], 1)
+        return torch.cat([losses[:, None], means, norms[:, None]], 1)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Last hidden states [rows, length, d]. Padding is on the right, where a causal model never looks: no mask."""
+        with self.autocast():
+            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def base_alone(self) -> Iterator[None]:
+        for layer in self.layers.values():
+            layer.a = None
+        try:
+            yield
+        finally:
+            self.stack.point()
 
     @torch.no_grad()
-    def score(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Every member on the same batch: [N, b, 2] sum of NLL and number of right tokens, [b] number of tokens."""
-        n = len(self.trainers)
-        labels = batch["labels"][None]
-        tokens = (labels[:, :, 1:] != -100).sum((0, 2))
-        if self.model.training:
-            self.model.eval()
+    def score(self, tests: list["ScoredRows"]) -> Tensor:
+        """Every member on the test rows: [N, examples, 2], the sum of NLL and the number of right tokens."""
+        self.model.eval()
         if self.untrained:
             with self.base_alone():
-                return self.examples(batch["input_ids"][None], labels).expand(n, -1, -1), tokens
-        ids, labels = (x.expand(n, -1, -1) for x in (batch["input_ids"], labels[0]))
-        return self.examples(ids, labels), tokens
+                return torch.cat([self.score_rows(1, rows) for rows in tests], 1).expand(len(self), -1, -1)
+        return torch.cat([self.score_rows(len(self), rows) for rows in tests], 1)
 
-    def examples(self, ids: Tensor, labels: Tensor) -> Tensor:
-        n, b, s = ids.shape
-        where, targets, valid = self.answers(labels, int((labels[:, :, 1:] != -100).sum((1, 2)).max()))
-        hidden = self.hidden(ids.reshape(n * b, s)).flatten(0, 1).index_select(0, where.flatten())
-        _, scores = AnswerLoss.apply(hidden, self.head, targets.flatten(), torch.zeros_like(targets.flatten()))
-        scores = torch.where(valid.flatten()[:, None], scores[:, [0, 2]], 0.0)
-        return scores.new_zeros(n * b, 2).index_add_(0, where.flatten() // s, scores).unflatten(0, (n, b))
+    def score_rows(self, n: int, rows: "ScoredRows") -> Tensor:
+        e, s = rows.ids.shape
+        where = rows_of(rows.where.expand(n, -1), e * s).flatten()
+        hidden = self.hidden(rows.ids.expand(n, -1, -1).flatten(0, 1)).flatten(0, 1).index_select(0, where)
+        targets = rows.targets.repeat(n)
+        _, scores = AnswerLoss.apply(hidden, self.head, targets, torch.ones_like(targets, dtype=torch.float))
+        scores = scores[:, [0, 2]].contiguous()
+        sums = torch.segment_reduce(scores, "sum", lengths=rows.tokens.repeat(n), unsafe=True)
+        return sums.unflatten(0, (n, e))
 
-    def together(self, batches: list[dict]) -> tuple[Tensor, Tensor]:
-        """The members' input_ids and labels as [N, b, s], padded to the longest."""
-        longest = max(batch["input_ids"].shape[1] for batch in batches)
-        if self.static:
-            longest = math.ceil(longest / LENGTHS) * LENGTHS
-        token = self.model.config.get_text_config().pad_token_id
-        return tuple(
-            torch.stack([pad(batch[key], (0, longest - batch[key].shape[1]), value=fill) for batch in batches])
-            for key, fill in (("input_ids", token), ("labels", -100))
-        )
+    @torch.no_grad()
+    def generate(self, prompts: dict[str, Tensor], settings) -> tuple[Tensor, Tensor]:
+        """Greedy answers to the same prompts, those of the base [b, length] and of every member [N, b, length]."""
+        self.model.eval()
+        with self.autocast():
+            with self.base_alone():
+                untrained = self.model.generate(**prompts, generation_config=settings, **GENERATION)
+            repeated = {key: value.repeat(len(self), 1) for key, value in prompts.items()}
+            trained = self.model.generate(**repeated, generation_config=settings, **GENERATION)
+        return untrained, trained.unflatten(0, (len(self), -1))
 
 
-def most_answers(trainer) -> int:
-    """The most answer tokens that a training batch can have: those of the longest answers together."""
-    counts = sorted(sum(label != -100 for label in labels[1:]) for labels in trainer.train_dataset["labels"])
-    return math.ceil(sum(counts[-trainer.args.per_device_train_batch_size :]) / LENGTHS) * LENGTHS
+def rows_of(where: Tensor, size: int) -> Tensor:
+    """Positions in each member's own rows [N, most] as positions in the rows of all, `size` a member."""
+    return where + size * torch.arange(len(where), device=where.device)[:, None]
+
+
+@dataclass
+class ScoredRows:
+    """Some test examples, on the device: their rows, and of each answer token, example by example, where it is
+    predicted in the flattened rows and which one it is; and how many of them each example has."""
+
+    ids: Tensor  # [e, s]
+    where: Tensor  # [P]
+    targets: Tensor  # [P]
+    tokens: Tensor  # [e]
+
+
+def rows_to_score(examples: list[dict], collate, tokens: int, device: torch.device) -> list[ScoredRows]:
+    """The examples, which come sorted by length, in passes of at most so many tokens (or one example)."""
+    passes, start = [], 0
+    while start < len(examples):
+        count = max(1, tokens // len(examples[start]["input_ids"]))
+        batch = collate(examples[start : start + count])
+        labels = batch["labels"][:, 1:]
+        row, column = (labels != -100).nonzero().T
+        where = row * batch["input_ids"].shape[1] + column
+        parts = batch["input_ids"], where, labels[row, column], (labels != -100).sum(1)
+        passes.append(ScoredRows(*(part.to(device) for part in parts)))
+        start += count
+    return passes
 
 
 def free_memory(device: torch.device) -> int:

@@ -161,7 +161,7 @@ def test_update_size_equals_that_of_the_full_matrix(seed, rank, layers):
         ratios.append(values.square().sum().item())
         ranks.append(values.square().sum().item() / values[0].item() ** 2)
         adapters[str(index)] = layer
-    sizes = train.update_size(adapters, dict.fromkeys(adapters, 2.0))
+    (sizes,) = train.update_sizes(train.adapter_grams(adapters)[None], 2.0 * layers)
     assert sizes["update_ratio"] == pytest.approx(math.sqrt(sum(ratios) / (2.0 * layers)), rel=1e-4)
     assert sizes["stable_rank"] == pytest.approx(sum(ranks) / layers, rel=1e-4)
 

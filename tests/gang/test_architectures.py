@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 import train
 from data import load_split
 from gang.fit import unfit
-from gang.step import Gang
+from gang.step import Step, rows_to_score, together
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ["def", "return", "self", "list", "of", "the", "file", "name", "path", "value", "index", "open", "read"]
@@ -139,13 +139,15 @@ def both(configuration: tuple) -> tuple[list, list]:
     nlls = trainer.example_losses["nll"][-1]
     for parameter, value in zip(weights, before, strict=True):
         parameter.data = value
-    gang, mine = Gang([trainer] * 2, static=True), []
+    step, mine = Step(train.load_model(base, training), [trainer.lora_layers] * 2, training), []
     for pair in zip(trainer.batches, reversed(trainer.batches), strict=True):
-        items = [(batch["labels"][:, 1:] != -100).sum() for batch in pair]
-        loss, entropy, right, _, norm = gang.train(pair, items, [training.learning_rate, 5e-3], True)[0].tolist()
+        items = [float((batch["labels"][:, 1:] != -100).sum()) for batch in pair]
+        rates = torch.tensor([training.learning_rate, 5e-3])
+        loss, entropy, right, norm = step.train(together(pair, items, 0, rows=2), rates, True)[0].tolist()
         mine.append([loss, norm, entropy, right])
-    scores = [gang.score(trainer._prepare_inputs(batch))[0][0, :, 0] for batch in trainer.get_eval_dataloader()]
-    return [*solo, nlls], [*mine, torch.cat(scores).tolist()]
+    examples = list(trainer.eval_dataset.select_columns(["input_ids", "labels"]))
+    scores = step.score(rows_to_score(examples, trainer.data_collator, 64, step.device))
+    return [*solo, nlls], [*mine, scores[0, :, 0].tolist()]
 
 
 def assert_alike(configuration: tuple) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -19,10 +20,11 @@ from safetensors.torch import load_file
 
 import train
 from data import load_split
-from gang.__main__ import Sweep, difference
-from gang.members import Conductor, Member
+from gang.agent import Sweep, difference
+from gang.loop import Gang, Loop
+from gang.member import Member
 from gang.size import best_size, measure
-from gang.step import Gang
+from gang.step import Step, rows_to_score, together, twin
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--config", "recipes/starter.yaml", "--per_device_train_batch_size", "2"]
@@ -45,16 +47,15 @@ def flags(tmp_path, *more: str, steps: int = 4) -> list[str]:
     return [*SMALL, *SPLITS, "--max_steps", str(steps), "--output_dir", str(tmp_path / "adapters"), *more]
 
 
-def gang(tmp_path, *points: dict, steps: int = 4, conductor: Conductor | None = None) -> list[Member]:
+def gang(tmp_path, *points: dict, steps: int = 4) -> list[Member]:
     """Members of one gang, trained; each point is {key: value}."""
-    conductor = conductor or Conductor(None)
     members = []
     for index, point in enumerate(points):
         more = [f"--{key}={value}" for key, value in point.items()]
         values = {key: {"value": value} for key, value in point.items()}
         run_id = f"m{index}{random.randrange(10**9)}"
-        members.append(Member(conductor, run_id, values, flags(tmp_path, *more, steps=steps)))
-    conductor.conduct(members)
+        members.append(Member(run_id, values, flags(tmp_path, *more, steps=steps)))
+    Loop().train(members)
     return members
 
 
@@ -66,20 +67,21 @@ def rows(member) -> list[dict]:
     ]
 
 
-def alone(tmp_path, **point) -> list[dict]:
+def alone(tmp_path, steps: int = 50, **point) -> list[dict]:
+    """What train.py's trainer logs."""
     more = [f"--{key}={value}" for key, value in point.items()]
-    data, training, base = train.parse(flags(tmp_path, "--report_to", "none", *more, steps=point.pop("max_steps", 50)))
-    trainer = train.Trainer(base, training, *(load_split(data, s) for s in (data.dataset_train_split, "test[:8]")))
-    steps = train.evaluation_steps(training.max_steps)
-
-    class Evaluate(train.TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            control.should_evaluate = state.global_step in steps
-
-    trainer.add_callback(Evaluate())
+    data, training, base = train.parse(flags(tmp_path, "--report_to", "none", *more, steps=steps))
+    splits = (load_split(data, split) for split in (data.dataset_train_split, data.dataset_test_split))
+    trainer = train.Trainer(base, training, *splits)
+    trainer.add_callback(train.Watch(SimpleNamespace(config={}, summary={})))
     trainer.train()
-    trainer.member = None
-    return rows(type("Solo", (), {"trainer": trainer}))
+    return rows(SimpleNamespace(trainer=trainer))
+
+
+def assert_equal(found: list[dict], expected: list[dict]) -> None:
+    assert [sorted(row) for row in found] == [sorted(row) for row in expected]
+    for mine, row in zip(found, expected, strict=True):
+        assert mine == pytest.approx(row, rel=1e-5, nan_ok=True), row["step"]
 
 
 def test_fifty_steps_equal_train_py_with_other_seeds_and_ranks_beside(tmp_path):
@@ -88,34 +90,32 @@ def test_fifty_steps_equal_train_py_with_other_seeds_and_ranks_beside(tmp_path):
     members = gang(tmp_path, *points, steps=50)
     for point, member in zip(points, members, strict=True):
         assert member.error is None
-        solo, mine = alone(tmp_path, **point), rows(member)
-        assert [sorted(row) for row in solo] == [sorted(row) for row in mine]
-        assert len([row for row in mine if "grad_norm" in row]) == 50
-        for expected, found in zip(solo, mine, strict=True):
-            assert found == pytest.approx(expected, rel=1e-5, nan_ok=True), expected["step"]
+        assert len([row for row in rows(member) if "grad_norm" in row]) == 50
+        assert_equal(rows(member), alone(tmp_path, **point))
     first, second = members
     assert first.trainer.first_batch_hash != second.trainer.first_batch_hash
 
 
-class StopAtThird(Conductor):
-    """Ends the last member when it asks for its third step, as a server's stop would."""
+def test_a_member_that_diverges_leaves_the_others_bit_for_bit(tmp_path, monkeypatch):
+    """Against a gang whose third member is well, and which the server stops before the same step."""
+    part, stop = Gang.part_with_those_that_ended, {}
 
-    asked = 0
+    def part_at_once(gang):
+        gang.flush()
+        gang.settle()
+        gang.members[-1].stopped = gang.first.trainer.state.global_step == stop.get("after", -1)
+        part(gang)
 
-    def answer(self, members):
-        self.asked += members[0].request[0] == "train"
-        self.members[-1].stopped = self.asked == 3 and members[0].request[0] == "train"
-        super().answer(members)
-
-
-def test_a_member_that_diverges_leaves_the_others_bit_for_bit(tmp_path):
+    monkeypatch.setattr(Gang, "part_with_those_that_ended", part_at_once)
     others = [{"learning_rate": 1e-3}, {"learning_rate": 5e-3, "seed": 1}]
     ill = gang(tmp_path, *others, {"learning_rate": 1e30})
-    well = gang(tmp_path, *others, {"learning_rate": 2e-4}, conductor=StopAtThird(None))
     diverged = ill[2].trainer.state
-    assert ill[2].error is None and diverged.global_step < 4
+    stop["after"] = diverged.global_step
+    well = gang(tmp_path, *others, {"learning_rate": 2e-4})
+    assert ill[2].error is None and 0 < diverged.global_step < 4
     assert any(math.isnan(row.get("loss", row.get("eval_loss", 0))) for row in diverged.log_history)
     assert isinstance(well[2].error, SystemExit)
+    assert well[2].trainer.state.global_step == diverged.global_step
     for one, other in zip(ill[:2], well[:2], strict=True):
         assert one.trainer.state.global_step == 4 and rows(one) == rows(other)
         left, right = (
@@ -123,6 +123,15 @@ def test_a_member_that_diverges_leaves_the_others_bit_for_bit(tmp_path):
         )
         assert all(torch.equal(*pair) for pair in zip(left, right, strict=True))
     assert all(math.isfinite(row["loss"]) for row in rows(ill[0]) if "loss" in row)
+
+
+def test_the_record_of_a_diverged_member_ends_as_train_pys(tmp_path):
+    """Though the gang finds it out only at a flush, after more steps."""
+    point = {"learning_rate": 1e30}
+    fine, ill = gang(tmp_path, {"learning_rate": 1e-3}, point, steps=20)
+    assert 0 < ill.watch.diverged_at_step == ill.trainer.state.global_step < 20
+    assert fine.trainer.state.global_step == 20
+    assert_equal(rows(ill), alone(tmp_path, steps=20, **point))
 
 
 def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
@@ -141,21 +150,21 @@ def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
 def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
     """Static shapes, dequantising in each pass, recomputing, and falling back where no CUDA graph can be captured."""
     data, training, base = train.parse(flags(tmp_path, "--report_to", "none"))
-    trainer = train.Trainer(base, training, *(load_split(data, s) for s in (data.dataset_train_split, "test[:8]")))
-    weights = [p for layer in trainer.lora_layers.values() for p in layer.parameters() if p.requires_grad]
-    before = [p.detach().clone() for p in weights]
+    model = train.load_model(base, training)
+    splits = [load_split(data, split) for split in (data.dataset_train_split, "test[:8]")]
+    trainer = train.Trainer(base, training, *splits, model=twin(model))
     iterator = iter(trainer.get_train_dataloader())
     batches = [next(iterator) for _ in range(3)]
-    items = [(batch["labels"][:, 1:] != -100).sum() for batch in batches]
+    items = [float((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
+    rates = torch.tensor([1e-3, 5e-3])
 
-    def losses(graphs=None, **options):
-        gang = Gang([trainer] * 2, **options)
-        gang.graphs = graphs or {}
-        result = [gang.train([b] * 2, [n] * 2, [1e-3, 5e-3], True) for b, n in zip(batches, items, strict=True)]
-        scores, _ = gang.score(batches[0])
-        gang.take_off()
-        for p, value in zip(weights, before, strict=True):
-            p.data = value.clone()
+    def losses(graphs=None, rows=None, tokens=1024, **options):
+        step = Step(model, [trainer.lora_layers] * 2, training, **options)
+        step.graphs = graphs or {}
+        micro = [together([batch] * 2, [n] * 2, 0, rows) for batch, n in zip(batches, items, strict=True)]
+        result = [step.train(batch, rates, True) for batch in micro]
+        examples = list(trainer.eval_dataset.select_columns(["input_ids", "labels"]))
+        scores = step.score(rows_to_score(examples, trainer.data_collator, tokens, torch.device("cpu")))
         return torch.cat([torch.stack(result).flatten(), scores.flatten()])
 
     def refuse(*_):
@@ -165,18 +174,17 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
         raise torch.OutOfMemoryError
 
     expected = losses()
-    torch.testing.assert_close(losses(static=True), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses(rows=4), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses(tokens=1), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(losses(keep=False), expected)
     assert torch.equal(losses(graphs={True: refuse}), expected)
     assert "eager steps instead (operation not permitted" in capsys.readouterr().out
     with pytest.raises(torch.OutOfMemoryError):
         losses(graphs={True: exhausted})
-    trainer.model.train()
-    trainer.model.gradient_checkpointing_enable()
-    assert torch.equal(losses(), expected)
-    seconds, fits = measure(trainer)
+    assert torch.equal(losses(checkpointing=True), expected)
+    member = SimpleNamespace(trainer=trainer, training=training)
+    seconds, fits = measure(model, member)
     assert len(seconds) == 2 and fits > 1
-    assert all(torch.equal(*pair) for pair in zip(weights, before, strict=True))
 
 
 def test_padded_ranks_stay_zero_and_adamw_is_torchs(tmp_path):
@@ -197,10 +205,11 @@ def test_padded_ranks_stay_zero_and_adamw_is_torchs(tmp_path):
                m["base_model.model.0"].lora_B["default"].weight)] for m in layers]  # fmt: skip
     base = layers[0]["base_model.model.0"].get_base_layer()
     stacked["base_model.model.0"] = layer = StackedLoRA(base, torch.float32, True)
-    stack = Stack([dict(member) for member in layers], stacked, options)
-    optimizers = [torch.optim.AdamW(pair, lr=rate) for pair, rate in zip(copies, (1e-3, 1e-2), strict=True)]
-    for group in optimizers:
-        group.param_groups[0]["weight_decay"] = 0.0
+    stack = Stack(layers, stacked, options)
+    options.weight_decay = 0.1
+    optimizers = [
+        torch.optim.AdamW(pair, lr=rate, weight_decay=0.1) for pair, rate in zip(copies, (1e-3, 1e-2), strict=True)
+    ]
     for _ in range(3):
         x = torch.randn(2, 7, 8, requires_grad=True)
         weight = torch.randn(2, 7, 6)
@@ -213,6 +222,7 @@ def test_padded_ranks_stay_zero_and_adamw_is_torchs(tmp_path):
             norm = torch.nn.utils.clip_grad_norm_([a, b], options.max_grad_norm)
             optimizer.step()
             assert norms[i] == pytest.approx(float(norm), rel=1e-5)
+            stack.export(i, layers[i])
             torch.testing.assert_close(layers[i]["base_model.model.0"].lora_A["default"].weight.data, a.data)
             torch.testing.assert_close(layers[i]["base_model.model.0"].lora_B["default"].weight.data, b.data)
     assert not layer.a[0, 2:].any() and not layer.b[0, :, 2:].any()
@@ -259,7 +269,7 @@ def everything(run) -> dict:
     return {
         "columns": [sorted(key for key in row if not key.startswith("_")) for row in history],
         "steps": [row["train/global_step"] for row in history],
-        "config": sorted(key for key in run.config if key not in ("_wandb", "gang_size")),
+        "config": sorted(key for key in run.config if key not in ("_wandb", "gang", "gang_size")),
         "summary": sorted(key for key in dict(run.summary) if not key.startswith("_")),
         "files": sorted(file.name for file in run.files() if file.name != "output.log"),
         "name": run.name, "group": run.group, "tags": run.tags, "state": run.state, "job": run.job_type,
@@ -280,11 +290,12 @@ def test_a_gang_run_cannot_be_told_from_one_of_train_py(server, tmp_path, api, m
         assert process.returncode == 0, errors[-3000:]
     runs = {kind: list(api.sweep(path).runs) for kind, path in paths.items()}
     assert [run.config["gang_size"] for run in runs["gang"]] == [2, 2]
+    assert len({run.config["gang"] for run in runs["gang"]} & {run.id for run in runs["gang"]}) == 1
     mine, plain = runs["gang"][0], runs["plain"][0]
     assert everything(mine) == everything(plain)
     assert {key: value for key, value in mine.config.items() if isinstance(value, int | str)} | SAME == {
         key: value for key, value in plain.config.items() if isinstance(value, int | str)
-    } | SAME | {"gang_size": 2}
+    } | SAME | {"gang": mine.config["gang"], "gang_size": 2}
     assert api.sweep(paths["gang"]).state == "FINISHED"
     adapters = [load_file(tmp_path / "adapters" / run.id / "adapter_model.safetensors") for run in (mine, plain)]
     assert adapters[0].keys() == adapters[1].keys()
@@ -330,10 +341,22 @@ def test_the_sweeps_command_gives_the_flags_of_train_py():
         sweep.arguments(point)
 
 
-@pytest.mark.parametrize("control", [{"adapter_dtype": "bfloat16_weights"}, {"freeze_a": True}])
-def test_a_control_equals_train_py(control, tmp_path):
-    point = {"learning_rate": 2e-4} | control
-    (member,) = gang(tmp_path, point)
-    assert member.error is None
-    for expected, found in zip(alone(tmp_path, max_steps=4, **point), rows(member), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5, nan_ok=True), expected["step"]
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"adapter_dtype": "bfloat16_weights"},
+        {"freeze_a": True},
+        {"weight_decay": 0.5},
+        {"gradient_accumulation_steps": 4},  # 10 batches an epoch: its last step has two
+        {"per_device_train_batch_size": 7},  # 20 rows: the epoch's last batch has six
+        {"gradient_checkpointing": True},
+        {"max_grad_norm": 0.0, "lr_scheduler_type": "cosine", "warmup_steps": 3},
+    ],
+    ids=lambda kind: next(iter(kind)),
+)
+def test_every_kind_of_training_equals_train_py(kind, tmp_path):
+    """Over the ends of epochs, a member of another seed beside it."""
+    point = {"learning_rate": 1e-3, "dataset_train_split": "train[:20]"} | kind
+    member, other = gang(tmp_path, point, point | {"seed": 1}, steps=7)
+    assert member.error is None and other.error is None
+    assert_equal(rows(member), alone(tmp_path, steps=7, **point))

@@ -1,0 +1,284 @@
+"""The training loop of all members: it issues steps and evaluations without waiting for what they compute.
+
+What they compute stays on the device until a flush, at each evaluation or about twice a second. A thread of its own
+then writes the rows in the order of the steps, and finds what has diverged; a member's later rows are dropped, so that
+its record ends where train.py's would.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+import numpy
+import torch
+from torch import Tensor
+
+import train
+from gang.fit import unfit
+from gang.member import Member, Plan, plans
+from gang.step import SCORED, Step, rows_to_score, twin
+
+FLUSH_SECONDS = 0.5
+AHEAD = 4  # steps whose rows are collated before they are needed
+THREADS = 32  # that open and close runs: each waits for the server
+
+
+class Loop:
+    """The gangs of one process, one after another on the same base and data; `sweep` is its id for the runs."""
+
+    def __init__(self, sweep: str | None = None):
+        self.sweep = sweep
+        self.members: list[Member] = []
+        self.shared: Shared | None = None  # what the first member has read; None again: the next gang reads anew
+
+    def train(self, members: list[Member], recruit: Callable[[Member], list[Member]] | None = None) -> None:
+        """Train the members to their ends; each keeps its own error, and SystemExit or an interrupt reaches all.
+
+        `recruit` gives more members, seeing the first one.
+        """
+        self.members, opening, gang = list(members), {}, None
+        with ThreadPoolExecutor(THREADS) as pool:
+            try:
+                self.set_up(opening, pool, recruit)
+                if opening:
+                    gang = Gang(self.shared, opening, pool)
+                    gang.train()
+            except BaseException as error:
+                if gang:
+                    gang.stop(error)
+                for member in self.members:
+                    member.error = member.error or error
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                wait(opening.values())
+                closing = gang.closing if gang else {}
+                left = [member for member in opening if member not in closing]
+                wait([*closing.values(), *(pool.submit(member.close) for member in left)])
+
+    def set_up(self, opening: dict[Member, Future], pool: ThreadPoolExecutor, recruit) -> None:
+        """Build the members' trainers one after another, while the runs of those before open."""
+        for member in self.members:  # grows while it runs
+            try:
+                member.configure()
+                if self.shared is None:
+                    self.shared = Shared(member)
+                else:
+                    self.shared.equip(member)
+            except Exception as error:
+                member.error = error
+                continue
+            opening[member] = pool.submit(member.open, self.sweep, self.shared.described, member is self.members[0])
+            if recruit:
+                self.members += recruit(member)
+                recruit = None
+
+
+class Shared:
+    """What the first member reads and the others use: the base, the tokenised data, the questions of generations."""
+
+    def __init__(self, first: Member):
+        configuration = first.data, first.training, first.base
+        if reason := unfit(configuration):
+            raise train.InputError(f"{reason}; use wandb agent")
+        splits = train.read_data(*configuration)  # this also pins the commits that were got from the Hub
+        self.data, self.revision = first.data, first.base.model_revision
+        self.model = train.load_model(first.base, first.training)
+        first.equip(twin(self.model), splits)
+        trainer = first.trainer
+        self.described = train.describe_data(trainer, *splits)
+        self.splits = trainer.train_dataset, trainer.eval_dataset
+        self.questions = trainer.questions()
+        self.tokens = numpy.array([sum(x != -100 for x in labels[1:]) for labels in trainer.eval_dataset["labels"]])
+
+    def equip(self, member: Member) -> None:
+        member.data, member.base.model_revision = self.data, self.revision
+        member.equip(twin(self.model), self.splits, tokenised=True)
+
+
+class Result:
+    """Numbers on their way from the device, and when they were complete there."""
+
+    def __init__(self, *values: Tensor):
+        self.values = [value.to("cpu", non_blocking=True) for value in values]
+        self.event, self.time = None, time.monotonic()
+        if torch.cuda.is_available():
+            self.event = torch.cuda.Event(enable_timing=True, blocking=True)
+            self.event.record()
+
+    def arrays(self) -> list[numpy.ndarray]:
+        if self.event:
+            self.event.synchronize()
+        return [value.numpy() for value in self.values]
+
+    def seconds_since(self, other: "Result") -> float:
+        return other.event.elapsed_time(self.event) / 1000 if self.event else self.time - other.time
+
+
+class Gang:
+    """Members that train together, from their first evaluation to their closed runs."""
+
+    def __init__(self, shared: Shared, opening: dict[Member, Future], pool: ThreadPoolExecutor):
+        self.shared, self.opening, self.pool = shared, opening, pool
+        self.members = list(opening)
+        self.rows = list(range(len(self.members)))  # whose adapters the stack holds, as indices of the members
+        self.closing: dict[Member, Future] = {}
+        first = self.members[0]
+        self.first, self.last_step = first, first.trainer.state.max_steps
+        self.writer, self.pending = ThreadPoolExecutor(1), deque()
+        self.issued: list[tuple[Plan, list[Tensor]]] = []
+        self.seconds = dict.fromkeys(
+            ("set-up", "issuing", "writing", "steps", "evaluations", "answers", "closing"), 0.0
+        )
+        self.submit(self.opened)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[what] += time.monotonic() - start
+
+    def opened(self) -> None:
+        """In the writer's thread, before anything else there: all runs are open, or their members end here."""
+        for member, future in self.opening.items():
+            with self.mind(member):
+                future.result()
+                member.run.config.update({"gang": self.first.run_id, "gang_size": len(self.members)})
+
+    @contextmanager
+    def mind(self, member: Member) -> Iterator[None]:
+        """Whatever goes wrong with a member's record ends this member alone."""
+        try:
+            yield
+        except Exception as error:
+            member.error = error
+
+    def train(self) -> None:
+        with self.timed("set-up"):
+            training = self.first.training
+            self.step = Step(self.shared.model, [member.trainer.lora_layers for member in self.members], training)
+            device, rows = self.step.device, training.per_device_train_batch_size
+            longest = max(map(len, self.shared.splits[0]["input_ids"]))
+            tokens = max(SCORED, len(self.members) * rows * longest) // len(self.members)
+            examples = list(self.shared.splits[1].select_columns(["input_ids", "labels"]))
+            self.tests = rows_to_score(examples, self.first.trainer.data_collator, tokens, device)
+            evaluations = train.evaluation_steps(self.last_step) - (set() if training.eval_on_start else {0})
+        self.result = Result()
+        flushed = time.monotonic()
+        if 0 in evaluations:
+            self.evaluate(0)
+        for plan in ahead(plans(self.members, rows if device.type == "cuda" else None)):
+            self.part_with_those_that_ended()
+            if not self.rows:
+                return
+            with self.timed("issuing"):
+                self.issue(plan)
+            if plan.number in evaluations:
+                self.evaluate(plan.number)
+            elif time.monotonic() - flushed > FLUSH_SECONDS:
+                self.flush()
+                flushed = time.monotonic()
+        self.flush()
+        self.settle()
+        self.part_with_those_that_ended()
+        if self.rows:
+            self.finish()
+
+    def issue(self, plan: Plan) -> None:
+        rates, batches = plan.device_rates, plan.batches
+        if len(self.rows) < len(self.members):
+            rates, batches = rates[self.rows], [batch.of(self.rows) for batch in batches]
+        last = len(batches) - 1
+        self.issued.append((plan, [self.step.train(batch, rates, i == last) for i, batch in enumerate(batches)]))
+
+    def flush(self) -> None:
+        """Send the losses of the steps since the last flush on their way to the records."""
+        issued, self.issued = self.issued, []
+        if issued:
+            result = Result(torch.stack([losses for _, parts in issued for losses in parts]))
+            self.submit(self.write_steps, [plan for plan, _ in issued], list(self.rows), result, self.result)
+            self.result = result
+
+    def evaluate(self, number: int) -> None:
+        self.flush()
+        result = Result(self.step.score(self.tests), self.step.stack.grams())
+        self.submit(self.write_evaluation, number, list(self.rows), result, self.result)
+        self.result = result
+
+    def submit(self, task: Callable, *arguments) -> None:
+        """Give the writer a task; wait while it has two, so that the host does not run away from the device."""
+        while len(self.pending) > 1:
+            self.pending.popleft().result()
+        self.pending.append(self.writer.submit(task, *arguments))
+
+    def settle(self) -> None:
+        """Wait until all that was submitted is written."""
+        while self.pending:
+            self.pending.popleft().result()
+
+    def write_steps(self, done: list[Plan], rows: list[int], result: Result, before: Result) -> None:
+        (losses,) = result.arrays()
+        seconds, start = result.seconds_since(before), 0
+        self.seconds["steps"] += seconds
+        with self.timed("writing"):
+            for plan in done:
+                parts = losses[start : start + len(plan.batches)]
+                start += len(plan.batches)
+                for place, index in enumerate(rows):
+                    member = self.members[index]
+                    if member.error is None and not member.diverged:
+                        with self.mind(member):
+                            member.log_step(plan, index, parts[:, place], seconds / len(done))
+
+    def write_evaluation(self, number: int, rows: list[int], result: Result, before: Result) -> None:
+        scores, grams = result.arrays()
+        seconds = result.seconds_since(before)
+        self.seconds["evaluations"] += seconds
+        sizes = train.update_sizes(torch.from_numpy(grams), sum(self.first.trainer.weight_squares.values()))
+        for place, index in enumerate(rows):
+            member = self.members[index]
+            if member.error is None and (not member.diverged or member.watch.diverged_at_step == number):
+                with self.mind(member):
+                    member.log_evaluation(scores[place], self.shared.tokens, sizes[place], seconds)
+
+    def part_with_those_that_ended(self) -> None:
+        """Close the runs of members that diverged, failed or were stopped; the others go on without them."""
+        for index in [index for index in self.rows if self.members[index].ended]:
+            self.flush()
+            self.settle()
+            member, place = self.members[index], self.rows.index(index)
+            if member.stopped:
+                member.error = member.error or SystemExit(143)
+            self.step.stack.export(place, member.trainer.lora_layers)
+            self.closing[member] = self.pool.submit(member.close)
+            self.rows.pop(place)
+            self.step.drop(place)
+
+    def finish(self) -> None:
+        """The answers and weights of those that have reached the end."""
+        with self.timed("answers"):
+            batch, references = self.shared.questions
+            settings = self.first.trainer.model.generation_config
+            untrained, trained = self.step.generate(batch, settings)
+            for place, index in enumerate(self.rows):
+                trainer = self.members[index].trainer
+                self.step.stack.export(place, trainer.lora_layers)
+                answers = trainer.answer_rows(batch, references, untrained, trained[place])
+                self.closing[self.members[index]] = self.pool.submit(self.members[index].close, answers)
+
+    def stop(self, error: BaseException) -> None:
+        """Write what has been computed; a device that has failed is not asked for more."""
+        if not isinstance(error, Exception):
+            self.flush()
+        wait(self.pending)
+
+
+def ahead(stream: Iterator[Plan]) -> Iterator[Plan]:
+    """The same, made in a thread of its own before they are asked for."""
+    with ThreadPoolExecutor(1) as maker:
+        waiting = deque(maker.submit(next, stream, None) for _ in range(AHEAD))
+        while (plan := waiting.popleft().result()) is not None:
+            waiting.append(maker.submit(next, stream, None))
+            yield plan
