@@ -335,10 +335,11 @@ class Trainer(SFTTrainer):
             prompts.append(ids[:start])
             references.append(tokenizer.decode(ids[start:end], skip_special_tokens=True))
         batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.model.device)
+        options = {"output_router_logits": False} if self.aux_loss_enabled else {}  # its loss has no padding mask here
 
         def answers() -> list[str]:
             with torch.no_grad(), self.compute_loss_context_manager():
-                output = self.model.generate(**batch, do_sample=False, max_new_tokens=GENERATED_TOKENS)
+                output = self.model.generate(**batch, **options, do_sample=False, max_new_tokens=GENERATED_TOKENS)
             return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
         self.model.eval()

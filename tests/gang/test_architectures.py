@@ -188,6 +188,7 @@ def test_a_mixture_of_experts_trains_its_attention_in_train_py_alone(name, tmp_p
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert len(losses) == 3 and all(map(math.isfinite, losses))
+    assert len(trainer.generate_answers()) == 3
     flags = {"model_name_or_path": base.model_name_or_path, "dataset_name": data.dataset_name}
     splits = ["--dataset_test_split", "train"]
     monkeypatch.setattr(sys, "argv", ["train.py", *(f"--{key}={value}" for key, value in flags.items()), *splits])
