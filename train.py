@@ -269,16 +269,19 @@ class Trainer(SFTTrainer):
         lora = get_peft_config(base)
         if config.get_text_config() is not config:
             lora.exclude_modules = ".*(visual|vision|audio|multi_modal).*"  # text gives them no gradient
-        super().__init__(
-            model=model or base.model_name_or_path,  # a gang hands on the model that it has loaded
-            args=training,
-            train_dataset=train,
-            eval_dataset=test,
-            processing_class=AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision),
-            compute_metrics=self.evaluation_metrics,
-            quantization_config=None if model else get_quantization_config(base),
-            peft_config=lora,
-        )
+        try:
+            super().__init__(
+                model=model or base.model_name_or_path,  # a gang hands on the model that it has loaded
+                args=training,
+                train_dataset=train,
+                eval_dataset=test,
+                processing_class=AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision),
+                compute_metrics=self.evaluation_metrics,
+                quantization_config=None if model else get_quantization_config(base),
+                peft_config=lora,
+            )
+        except ValueError as error:  # TRL's and PEFT's own checks: a chat template, the names of layers
+            raise InputError(first_line(error)) from error
         for module in self.model.modules():
             if isinstance(module, bnb.nn.Linear4bit):
                 # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation and its backward

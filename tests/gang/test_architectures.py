@@ -133,6 +133,7 @@ def both(configuration: tuple) -> tuple[list, list]:
     weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in weights]
     trainer.train()
+    assert all(layer.lora_B["default"].weight.any() for layer in trainer.lora_layers.values())  # no adapter is bypassed
     trainer.evaluate()
     keys = ("loss", "grad_norm", "entropy", "mean_token_accuracy")
     solo = [[row[key] for key in keys] for row in trainer.state.log_history if "loss" in row]
