@@ -271,15 +271,18 @@ class Trainer(SFTTrainer):
         lora = get_peft_config(base)
         if model.config.get_text_config() is not model.config:
             lora.exclude_modules = ".*(visual|vision|audio|multi_modal).*"  # text gives them no gradient
-        super().__init__(
-            model=model,
-            args=training,
-            train_dataset=train,
-            eval_dataset=test,
-            processing_class=AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision),
-            compute_metrics=self.evaluation_metrics,
-            peft_config=lora,
-        )
+        try:
+            super().__init__(
+                model=model,
+                args=training,
+                train_dataset=train,
+                eval_dataset=test,
+                processing_class=AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision),
+                compute_metrics=self.evaluation_metrics,
+                peft_config=lora,
+            )
+        except ValueError as error:  # TRL's and PEFT's own checks: a chat template, the names of layers
+            raise InputError(first_line(error)) from error
         training.model_init_kwargs = used  # for the record; TRL would have warned that it does not use them
         for module in self.model.modules():
             if isinstance(module, bnb.nn.Linear4bit):
@@ -348,11 +351,12 @@ class Trainer(SFTTrainer):
     def generate_answers(self) -> list[dict[str, str]]:
         """Greedy answers to the first test prompts, each beside the reference and the untrained model's answer."""
         batch, references = self.questions()
+        options = {"output_router_logits": False} if self.aux_loss_enabled else {}  # its loss has no padding mask here
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            trained = self.model.generate(**batch, **GENERATION)
+            trained = self.model.generate(**batch, **GENERATION, **options)
             with self.model.disable_adapter():
-                untrained = self.model.generate(**batch, **GENERATION)
+                untrained = self.model.generate(**batch, **GENERATION, **options)
         return self.answer_rows(batch, references, untrained, trained)
 
     def answer_rows(

@@ -76,6 +76,14 @@ def test_the_size_of_a_base_in_8_bits_is_that_of_its_weights_not_of_their_codes(
     assert {name: train.weight_square(layer) for name, layer in subject.lora_layers.items()} == subject.weight_squares
 
 
+def test_what_trl_and_peft_refuse_is_one_line(tmp_path):
+    with pytest.raises(train.InputError, match=r"Target modules .* not found in the base model"):
+        trainer(tmp_path, "--lora_target_modules", "query", "value")
+    template = write(tmp_path / "template.jinja", "{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    with pytest.raises(train.InputError, match="The chat template is not training-compatible"):
+        trainer(tmp_path, "--chat_template_path", template)
+
+
 def test_what_has_no_known_matrix_is_named():
     with pytest.raises(train.InputError, match=r"lora_target_modules: Embedding of torch\.float32 is no linear layer"):
         train.dequantised(torch.nn.Embedding(2, 2))

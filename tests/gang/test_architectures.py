@@ -133,6 +133,7 @@ def both(configuration: tuple) -> tuple[list, list]:
     weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in weights]
     trainer.train()
+    assert all(layer.lora_B["default"].weight.any() for layer in trainer.lora_layers.values())  # no adapter is bypassed
     trainer.evaluate()
     keys = ("loss", "grad_norm", "entropy", "mean_token_accuracy")
     solo = [[row[key] for key in keys] for row in trainer.state.log_history if "loss" in row]
@@ -190,6 +191,7 @@ def test_a_mixture_of_experts_trains_its_attention_in_train_py_alone(name, tmp_p
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert len(losses) == 3 and all(map(math.isfinite, losses))
+    assert len(trainer.generate_answers()) == 3
     flags = {"model_name_or_path": base.model_name_or_path, "dataset_name": data.dataset_name}
     splits = ["--dataset_test_split", "train"]
     monkeypatch.setattr(sys, "argv", ["train.py", *(f"--{key}={value}" for key, value in flags.items()), *splits])
