@@ -18,6 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from local_wandb.app import application, page_address
+from local_wandb.limits import Handler, Protocol
 from local_wandb.store import Store
 
 LOOPBACK = "127.0.0.1"
@@ -45,6 +46,10 @@ def serve(data: Path, port: int | None, host: str | None) -> None:
     if host is not None and not environment_key:
         raise ValueError(f"--host {host} opens the server to others: set WANDB_API_KEY to a key of your own first")
     os.umask(0o077)  # what is written here is for its owner: the database, the files, the key
+    if data.exists() and not data.is_dir():
+        raise ValueError(f"--data {data} is a file; it must be a directory")
+    if port is not None and not 0 <= port < 2**16:
+        raise ValueError(f"--port {port} is not a port: 0 to 65535")
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(data):
         key = environment_key or _kept_key(data)
@@ -59,9 +64,9 @@ def serve(data: Path, port: int | None, host: str | None) -> None:
         print(f"export WANDB_BASE_URL={base}")
         print(f"export WANDB_API_KEY={key}")
         print(f"# compare runs: {page_address(base, key)}", flush=True)
-        logging.basicConfig(format="local_wandb: %(message)s", level=logging.WARNING)
+        logging.basicConfig(handlers=[Handler()], level=logging.WARNING)
         # Keep-alive longer than the client's pause between two requests: a closed connection costs it a retry.
-        config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=90)
+        config = uvicorn.Config(app, log_config=None, http=Protocol, ws="none", timeout_keep_alive=90)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
 
@@ -93,7 +98,8 @@ def _kept_key(data: Path) -> str:
 def _listen(data: Path, port: int | None, host: str) -> socket.socket:
     """Listens on the wanted port, else on the last one, so that clients find a restarted server again."""
     memory = data / "port"
-    last = int(memory.read_text()) if port is None and memory.exists() else 0
+    kept = memory.read_text() if port is None and memory.exists() else ""
+    last = int(kept) if kept.isdigit() and int(kept) < 2**16 else 0  # no more than a convenience
     for candidate in [port] if port is not None else [last, 0]:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on

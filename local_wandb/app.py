@@ -51,6 +51,7 @@ def application(store: Store, key: str) -> Starlette:
         watching = asyncio.create_task(watch())
         yield
         watching.cancel()
+        await run_in_threadpool(store.checkpoint)
 
     handlers = {
         HTTPException: _http_error,
@@ -75,7 +76,8 @@ def _authenticate(request: Request) -> None:
         password = b""
     if not hmac.compare_digest(password, request.app.state.key.encode()):
         detail = "wrong or missing API key; the page opens by the address that the server printed"
-        raise HTTPException(401, detail, {"WWW-Authenticate": 'Basic realm="local_wandb"'})
+        # A stranger's connection is not kept.
+        raise HTTPException(401, detail, {"WWW-Authenticate": 'Basic realm="local_wandb"', "Connection": "close"})
 
 
 def _sign(key: str, *parts: object) -> str:
@@ -121,6 +123,8 @@ async def _graphql(request: Request) -> Response:
     for error in result.errors or ():
         expected = error.original_error is None or isinstance(error.original_error, GraphQLError | ValueError)
         log.warning("graphql: %s", error.message, exc_info=None if expected else error.original_error)
+        if isinstance(error.original_error, Unavailable | OSError):
+            raise error.original_error  # 503: a client that read 200 would not send it again
     gone = any(isinstance(error.original_error, SweepGone) for error in result.errors or ())
     # Not 5xx, and not 400 either: the client repeats the one for minutes and hides the message of the other.
     return JSONResponse(result.formatted, 404 if gone else 200)

@@ -8,7 +8,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 # Columns carry the names of the GraphQL fields, so a row answers a query without mapping.
@@ -110,10 +110,43 @@ class Store:
         self.started = time.time()
         self._writing = threading.RLock()
         self._local = threading.local()
+        try:
+            self._refuse_damage()
+            self._open()
+        except sqlite3.Error as error:
+            raise ValueError(f"{self.path}: {error}") from error
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self.directory / "local_wandb.sqlite"
+
+    def _refuse_damage(self) -> None:
+        """Raises ValueError, and leaves the file as it is, where that is no whole database of this program's."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size == 0 and any(self.blobs.iterdir()):
+            raise ValueError(f"{self.path} is missing or empty, but there are files in {self.blobs}: restore it")
+        if size:
+            with open(self.path, "rb") as file:
+                head = file.read(32)
+            if not head.startswith(b"SQLite format 3\0"):
+                raise ValueError(f"{self.path} is not a database of local_wandb")
+            page = int.from_bytes(head[16:18], "big")
+            whole = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
+            if size < whole:
+                raise ValueError(f"{self.path} is truncated: {size:,} of {whole:,} bytes")
+            with closing(sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+                tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+            if tables and "runs" not in tables:
+                raise ValueError(f"{self.path} is not a database of local_wandb")
+            if version > VERSION:
+                raise ValueError(f"{self.path} was written by a newer version ({version}; this one writes {VERSION})")
+
+    def _open(self) -> None:
+        self.checkpoint()
         with self.write() as db:
             version = db.execute("PRAGMA user_version").fetchone()["user_version"]
-            if version > VERSION:
-                raise ValueError(f"{directory} was written by a newer version ({version}; this one writes {VERSION})")
             for statement in "".join(CHANGES[version:]).split(";\n"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {VERSION}")
@@ -121,12 +154,16 @@ class Store:
     @property
     def _db(self) -> sqlite3.Connection:
         if not hasattr(self._local, "db"):
-            db = sqlite3.connect(self.directory / "local_wandb.sqlite", isolation_level=None, timeout=60)
+            db = sqlite3.connect(self.path, isolation_level=None, timeout=60)
             db.row_factory = lambda cursor, row: dict(zip([c[0] for c in cursor.description], row, strict=True))
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
                 db.execute(f"PRAGMA {pragma}")
             self._local.db = db
         return self._local.db
+
+    def checkpoint(self) -> None:
+        """Moves what the write-ahead log holds into the database file."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

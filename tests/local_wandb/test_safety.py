@@ -1,23 +1,29 @@
 """The server as an attacker would try it, and how it starts and ends."""
 
+import contextlib
+import io
 import json
+import logging
 import os
 import re
 import shutil
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
 import pytest
+import uvicorn
 from conftest import ROOT, start
 from starlette.testclient import TestClient
 
-from local_wandb import app
-from local_wandb.store import Store, Unavailable
+from local_wandb import app, limits
+from local_wandb.store import SCHEMA, Store, Unavailable
 
 CREATE = """mutation ($run: String!, $project: String!) {
   upsertBucket(input: {name: $run, modelName: $project}) { inserted } }"""
@@ -246,6 +252,78 @@ def test_a_project_name_that_would_break_an_address_is_refused(http, name):
     assert ("is not a name" in answer["errors"][0]["message"]) if name else answer["data"]  # "" is the default project
 
 
+def test_what_a_client_writes_is_checked_before_it_is_kept(http):
+    write = 'mutation ($s: JSONString) { upsertBucket(input: {name: "run", modelName: "safety", %s: $s}) { inserted } }'
+    for field in ("summaryMetrics", "config"):
+        for text in ("{", "[]", "3", '"x"'):
+            answer = http.post("/graphql", json={"query": write % field, "variables": {"s": text}}).json()
+            assert "is not" in answer["errors"][0]["message"], (field, text)
+    summary = {"files": {"wandb-summary.json": {"offset": 0, "content": ["{"]}}}
+    assert http.post("/files/local/safety/run/file_stream", json=summary).status_code == 400
+
+
+def test_a_regex_that_would_take_years_is_given_up(http):
+    create = 'mutation { upsertBucket(input: {name: "aaa", modelName: "safety", displayName: "%s!"}) { inserted } }'
+    http.post("/graphql", json={"query": create % ("a" * 60)})
+    query = 'query ($f: JSONString) { project(name: "safety") { runCount(filters: $f) } }'
+    began = time.time()
+    for pattern, message in (("^(a|aa)+$", "takes longer than"), ("(", "$regex '(': missing )")):
+        variables = {"f": json.dumps({"display_name": {"$regex": pattern}})}
+        answer = http.post("/graphql", json={"query": query, "variables": variables}).json()
+        assert message in answer["errors"][0]["message"]
+    assert time.time() - began < 5
+
+
+def test_a_query_of_any_length_is_refused_and_forgotten(http):
+    answer = http.post("/graphql", json={"query": "{ viewer { id } }" + " " * 2**20}).json()
+    assert "at most 262,144" in answer["errors"][0]["message"]
+
+
+# Without end
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A server in this process with room for five connections; a head must come within 0.5 s."""
+    monkeypatch.setattr(limits, "CONNECTIONS", 5)
+    monkeypatch.setattr(limits, "HEAD", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app.application(Store(tmp_path), "k" * 40), http=limits.Protocol, log_config=None)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=[[listener]])
+        thread.start()
+        yield listener.getsockname()
+        server.should_exit = True
+        thread.join()
+
+
+def test_connections_that_wait_keep_nobody_out(small):
+    idle = [socket.create_connection(small) for _ in range(20)]
+    for one in idle[10:15]:
+        one.sendall(b"POST /graphql HTTP/1.1\r\nHost: x\r\n")
+    with httpx.Client(base_url=f"http://{small[0]}:{small[1]}", auth=("api", "k" * 40), timeout=5) as http:
+        for _ in range(3):
+            assert http.post("/graphql", json={"query": "{ __typename }"}).status_code == 200
+        time.sleep(1)  # longer than HEAD: a connection that has had its answer is kept, those without a head are not
+        assert http.post("/graphql", json={"query": "{ __typename }"}).status_code == 200
+    for one in idle:
+        one.settimeout(5)
+        with one, contextlib.suppress(ConnectionResetError):
+            assert one.recv(1) == b""
+
+
+def test_the_log_takes_no_orders_and_has_an_end(monkeypatch):
+    handler, lines = limits.Handler(), io.StringIO()
+    handler.setStream(lines)
+    for number in range(5 * limits.LINES):
+        handler.emit(logging.LogRecord("x", logging.WARNING, "", 0, "%s", (f"\x1b[2J\r\n{number}",), None))
+    assert lines.getvalue().count("\n") == limits.LINES
+    assert lines.getvalue().startswith("local_wandb: \\x1b[2J\\r\\n0\n")
+    monkeypatch.setattr(limits, "PERIOD", 0)
+    handler.emit(logging.LogRecord("x", logging.WARNING, "", 0, "later", (), None))
+    assert lines.getvalue().endswith("400 more lines in 0 s\nlocal_wandb: later\n")
+
+
 # Start and end
 
 
@@ -297,6 +375,86 @@ def test_the_directory_keeps_the_key_for_its_owner_and_refuses_a_second_server(t
     own.stop()
 
 
+def directory(path):
+    path.mkdir()
+
+
+def empty_with_files(path):
+    (path.parent / "blobs").mkdir()
+    (path.parent / "blobs" / "one").write_text("kept")
+
+
+def foreign(path):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE notes (text)")
+
+
+def newer(path):
+    Store(path.parent).checkpoint()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+
+
+def truncated(path):
+    Store(path.parent).checkpoint()
+    path.write_bytes(path.read_bytes()[:20_000])
+
+
+DAMAGED = {
+    "a directory": (directory, "unable to open"),
+    "nothing, but files": (empty_with_files, "is missing or empty"),
+    "text": (lambda path: path.write_text("some text, and more of it than a header"), "is not a database"),
+    "another program's": (foreign, "is not a database of local_wandb"),
+    "a newer version's": (newer, "written by a newer version (99;"),
+    "half": (truncated, "is truncated: 20,000 of"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_database_that_is_none_is_refused_and_left_alone(tmp_path, damage, message):
+    path = tmp_path / "local_wandb.sqlite"
+    damage(path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".sqlite", "")}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Store(tmp_path)
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_start_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "local_wandb.sqlite").write_text("not a database at all, but long enough")
+    wrong = {"--port 99999": "99999 is not a port", "--data file": "file is a file", "--data text": "not a database"}
+    for options, message in wrong.items():
+        option, value = options.split()
+        given = (
+            [option, str(tmp_path / value)] if option == "--data" else [option, value, "--data", str(tmp_path / "d")]
+        )
+        done = run(*given)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "local_wandb.sqlite")) as db, db:
+        db.executescript(SCHEMA + "PRAGMA user_version = 1;")
+        db.execute("INSERT INTO projects (entityName, name, createdAt) VALUES ('local', 'old', 0)")
+        db.execute(
+            "INSERT INTO runs (project, name, state, createdAt, heartbeatAt) VALUES (1, 'run', 'finished', 0, 5)"
+        )
+    (run_row,) = Store(tmp_path).find("runs")
+    assert (run_row["name"], run_row["updatedAt"]) == ("run", 5)
+
+
+def test_a_stopped_server_leaves_one_whole_file(tmp_path):
+    server = start(tmp_path / "data")
+    with httpx.Client(base_url=server.url, auth=("api", server.key)) as http:
+        http.post("/graphql", json={"query": CREATE, "variables": {"run": "run", "project": "safety"}})
+    server.stop()
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "data" / "local_wandb.sqlite", tmp_path / "alone")
+    assert [row["name"] for row in Store(tmp_path / "alone").find("runs")] == ["run"]
+
+
 def test_the_directory_can_be_copied(tmp_path):
     address = "/files/local/safety/run/file_stream"
     read = """query { project(name: "safety") { run(name: "run") {
@@ -320,14 +478,18 @@ def test_the_directory_can_be_copied(tmp_path):
 
 
 def test_a_full_disk_makes_the_client_try_again(tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise Unavailable("database or disk is full")
 
     store, key = Store(tmp_path), "k" * 40
     project = store.insert("projects", entityName="local", name="p", createdAt=0.0)
     store.insert("runs", project=project["id"], name="r", state="running", createdAt=0.0, heartbeatAt=0.0)
     monkeypatch.setattr(Store, "append_history", full)
+    monkeypatch.setattr(Store, "insert", full)
     with TestClient(app.application(store, key), raise_server_exceptions=False) as client:
+        create = {"query": CREATE, "variables": {"run": "new", "project": "p"}}
+        answer = client.post("/graphql", auth=("api", key), json=create)
+        assert answer.status_code == 503 and answer.headers["retry-after"]
         body = {"files": {"wandb-history.jsonl": {"content": ['{"_step": 0}']}}}
         answer = client.post("/files/local/p/r/file_stream", auth=("api", key), json=body)
     assert answer.status_code == 503 and "disk is full" in answer.text
