@@ -59,11 +59,9 @@ def experiment(checkout):
 @pytest.mark.parametrize("agent", [[], ["--one-by-one"]], ids=["gang", "wandb agent"])
 def test_one_command_fills_in_the_report_with_a_diverged_run(agent, experiment, checkout, tiny_sweep):
     """A rate of 1e30 makes the loss after the second step NaN; the run ends, keeps its rows and is called diverged."""
-    (checkout / "wandb").mkdir()
-    (checkout / "wandb" / "settings").write_text("[default]\nmode = offline\n")  # as `wandb offline` leaves it
     result = experiment("--sweep", tiny_sweep(2.0e-4, 1.0e30), *agent)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "CHECK FAILED" in result.stderr or not result.stderr
+    assert result.stderr == ""
     assert re.search(r"^learning_rate=1e\+30: diverged at step 2, step 2 of 3, loss \d", result.stdout, re.MULTILINE)
     assert re.search(r"^learning_rate=0.0002: finished, step 3 of 3, loss \d", result.stdout, re.MULTILINE)
     sweep = re.search(r"^sweep: local/learning-rate-exploration/(\w+) ", result.stdout, re.MULTILINE)[1]
@@ -225,6 +223,8 @@ def toy_sweep(checkout):
 
 def test_a_failed_point_is_named_with_its_cause_and_can_be_tried_again(experiment, checkout, toy_sweep):
     sweep, recipe = toy_sweep(0.2, 0.01), checkout / "recipe.yaml"
+    (checkout / "wandb").mkdir()
+    (checkout / "wandb" / "settings").write_text("[default]\nmode = offline\n")  # as `wandb offline` leaves it
     recipe.write_text("max_steps: 40\n")
     sweep.write_text(sweep.read_text() + "command: [python, toy.py, --config, recipe.yaml, '${args}']\n")
     result = experiment("--sweep", sweep, "--one-by-one")
