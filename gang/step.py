@@ -101,7 +101,7 @@ class Step:
         self.dtype = torch.bfloat16 if self.bf16 else model.dtype
         self.head = Head(self.model)
         linear = {name.removeprefix("base_model.model."): x.get_base_layer() for name, x in members[0].items()}
-        size = sum(layer.in_features * layer.out_features for layer in linear.values()) * self.dtype.itemsize
+        size = sum(layer.in_features * layer.out_features for layer in members[0].values()) * self.dtype.itemsize
         keep = size < free_memory(self.device) / 3 if keep is None else keep  # the rest is for activations
         self.layers = {name: StackedLoRA(layer, self.dtype, keep) for name, layer in linear.items()}
         for name, layer in self.layers.items():
