@@ -38,12 +38,13 @@ class Loop:
 
         `recruit` gives more members, seeing the first one.
         """
-        self.members, opening, gang = list(members), {}, None
+        self.members, opening, gang, start = list(members), {}, None, time.monotonic()
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 self.set_up(opening, pool, recruit)
                 if opening:
                     gang = Gang(self.shared, opening, pool)
+                    gang.seconds["set-up"] = time.monotonic() - start
                     gang.train()
             except BaseException as error:
                 if gang:
@@ -56,7 +57,10 @@ class Loop:
                 wait(opening.values())
                 closing = gang.closing if gang else {}
                 left = [member for member in opening if member not in closing]
+                closed = time.monotonic()
                 wait([*closing.values(), *(pool.submit(member.close) for member in left)])
+                if gang:
+                    print(f"gang: {gang.account(time.monotonic() - closed)}", flush=True)
 
     def set_up(self, opening: dict[Member, Future], pool: ThreadPoolExecutor, recruit) -> None:
         """Build the members' trainers one after another, while the runs of those before open."""
@@ -129,10 +133,10 @@ class Gang:
         self.first, self.last_step = first, first.trainer.state.max_steps
         self.writer, self.pending = ThreadPoolExecutor(1), deque()
         self.issued: list[tuple[Plan, list[Tensor]]] = []
-        self.seconds = dict.fromkeys(
-            ("set-up", "issuing", "writing", "steps", "evaluations", "answers", "closing"), 0.0
-        )
+        self.seconds = dict.fromkeys(("set-up", "issuing", "writing", "steps", "evaluations", "answers"), 0.0)
+        self.evaluated = 0
         self.submit(self.opened)
+        self.step: Step | None = None
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -236,6 +240,7 @@ class Gang:
         scores, grams = result.arrays()
         seconds = result.seconds_since(before)
         self.seconds["evaluations"] += seconds
+        self.evaluated += 1
         sizes = train.update_sizes(torch.from_numpy(grams), sum(self.first.trainer.weight_squares.values()))
         for place, index in enumerate(rows):
             member = self.members[index]
@@ -267,6 +272,21 @@ class Gang:
                 self.step.stack.export(place, trainer.lora_layers)
                 answers = trainer.answer_rows(batch, references, untrained, trained[place])
                 self.closing[self.members[index]] = self.pool.submit(self.members[index].close, answers)
+
+    def account(self, closing: float) -> str:
+        """Where the time went, in seconds; steps and evaluations by the device's clock."""
+        steps, n, used = (
+            max(member.trainer.state.global_step for member in self.members),
+            len(self.members),
+            self.seconds,
+        )
+        each = 1000 / (steps * n or 1)
+        return (
+            f"{n} members, {steps} steps: set-up {used['set-up']:.1f} s · steps {used['steps']:.1f} s, of which "
+            f"{len(self.step.captures)} captures {sum(self.step.captures):.1f} s · {self.evaluated} evaluations "
+            f"{used['evaluations']:.1f} s · answers {used['answers']:.1f} s · closing {closing:.1f} s · the host's time "
+            f"for a member and step: issuing {used['issuing'] * each:.2f} ms, writing {used['writing'] * each:.2f} ms"
+        )
 
     def stop(self, error: BaseException) -> None:
         """Write what has been computed; a device that has failed is not asked for more."""
