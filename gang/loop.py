@@ -174,8 +174,8 @@ class Gang:
         if 0 in evaluations:
             self.evaluate(0)
         for plan in ahead(plans(self.members, rows if device.type == "cuda" else None)):
-            self.part_with_those_that_ended()
-            if not self.rows:
+            self.part_with_those_that_ended(plan.number)
+            if not self.training():
                 return
             with self.timed("issuing"):
                 self.issue(plan)
@@ -186,8 +186,8 @@ class Gang:
                 flushed = time.monotonic()
         self.flush()
         self.settle()
-        self.part_with_those_that_ended()
-        if self.rows:
+        self.part_with_those_that_ended(self.last_step)
+        if self.training():
             self.finish()
 
     def issue(self, plan: Plan) -> None:
@@ -248,9 +248,9 @@ class Gang:
                 with self.mind(member):
                     member.log_evaluation(scores[place], self.shared.tokens, sizes[place], seconds)
 
-    def part_with_those_that_ended(self) -> None:
-        """Close the runs of members that diverged, failed or were stopped; the others go on without them."""
-        for index in [index for index in self.rows if self.members[index].ended]:
+    def part_with_those_that_ended(self, number: int) -> None:
+        """Before step `number`, close the runs of members that diverged, failed or were stopped; the others go on."""
+        for index in [index for index in self.training() if self.members[index].ended]:
             self.flush()
             self.settle()
             member, place = self.members[index], self.rows.index(index)
@@ -258,8 +258,15 @@ class Gang:
                 member.error = member.error or SystemExit(143)
             self.step.stack.export(place, member.trainer.lora_layers)
             self.closing[member] = self.pool.submit(member.close)
-            self.rows.pop(place)
-            self.step.drop(place)
+            # The rows go on without a record where new graphs would cost more than they do.
+            rest = self.seconds["steps"] / number * (self.last_step - number) / len(self.rows)
+            if not self.step.graphs or rest > sum(self.step.captures):
+                self.rows.pop(place)
+                self.step.drop(place)
+
+    def training(self) -> list[int]:
+        """The members that have not ended, as indices."""
+        return [index for index in self.rows if self.members[index] not in self.closing]
 
     def finish(self) -> None:
         """The answers and weights of those that have reached the end."""
@@ -267,25 +274,22 @@ class Gang:
             batch, references = self.shared.questions
             settings = self.first.trainer.model.generation_config
             untrained, trained = self.step.generate(batch, settings)
-            for place, index in enumerate(self.rows):
-                trainer = self.members[index].trainer
+            for index in self.training():
+                place, trainer = self.rows.index(index), self.members[index].trainer
                 self.step.stack.export(place, trainer.lora_layers)
                 answers = trainer.answer_rows(batch, references, untrained, trained[place])
                 self.closing[self.members[index]] = self.pool.submit(self.members[index].close, answers)
 
     def account(self, closing: float) -> str:
         """Where the time went, in seconds; steps and evaluations by the device's clock."""
-        steps, n, used = (
-            max(member.trainer.state.global_step for member in self.members),
-            len(self.members),
-            self.seconds,
-        )
-        each = 1000 / (steps * n or 1)
+        steps, used = max(member.trainer.state.global_step for member in self.members), self.seconds
+        each, captures = 1000 / (steps * len(self.members) or 1), sum(self.step.captures)
         return (
-            f"{n} members, {steps} steps: set-up {used['set-up']:.1f} s · steps {used['steps']:.1f} s, of which "
-            f"{len(self.step.captures)} captures {sum(self.step.captures):.1f} s · {self.evaluated} evaluations "
-            f"{used['evaluations']:.1f} s · answers {used['answers']:.1f} s · closing {closing:.1f} s · the host's time "
-            f"for a member and step: issuing {used['issuing'] * each:.2f} ms, writing {used['writing'] * each:.2f} ms"
+            f"{len(self.members)} members, {steps} steps: set-up {used['set-up']:.1f} s · "
+            f"steps {used['steps']:.1f} s, of which {len(self.step.captures)} captures {captures:.1f} s · "
+            f"{self.evaluated} evaluations {used['evaluations']:.1f} s · answers {used['answers']:.1f} s · "
+            f"closing {closing:.1f} s · the host's time for a member and step: "
+            f"issuing {(used['issuing'] - captures) * each:.2f} ms, writing {used['writing'] * each:.2f} ms"
         )
 
     def stop(self, error: BaseException) -> None:
