@@ -59,7 +59,7 @@ class Loop:
                 left = [member for member in opening if member not in closing]
                 closed = time.monotonic()
                 wait([*closing.values(), *(pool.submit(member.close) for member in left)])
-                if gang:
+                if gang and gang.step:
                     print(f"gang: {gang.account(time.monotonic() - closed)}", flush=True)
 
     def set_up(self, opening: dict[Member, Future], pool: ThreadPoolExecutor, recruit) -> None:
