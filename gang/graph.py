@@ -11,22 +11,22 @@ class GraphedStep:
     """`step(*inputs) -> Tensor` without host synchronisation, captured once for each set of input shapes.
 
     `state` gives the tensors that the step changes; the warm-up that a capture needs leaves them as they were. The
-    inputs may lie in the host's pinned memory. `seconds` is what the captures took.
+    inputs may lie in the host's pinned memory. `pool` is memory for graphs that never run at the same time; the seconds
+    that each capture took are added to `captures`.
     """
 
-    def __init__(self, step: Callable[..., Tensor], state: list[Tensor], pool=None):
+    def __init__(self, step: Callable[..., Tensor], state: list[Tensor], pool, captures: list[float]):
         self.step, self.state = step, state
         self.captured: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
-        self.pool = pool or torch.cuda.graph_pool_handle()  # one for all: the graphs never run at the same time
+        self.pool, self.captures = pool, captures
         self.stream = torch.cuda.Stream()
-        self.seconds = 0.0
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         shapes = tuple(value.shape for value in inputs)
         if shapes not in self.captured:
             start = time.monotonic()
             self.captured[shapes] = self.capture(inputs)
-            self.seconds += time.monotonic() - start
+            self.captures.append(time.monotonic() - start)
         graph, places, result = self.captured[shapes]
         for place, value in zip(places, inputs, strict=True):
             place.copy_(value, non_blocking=True)

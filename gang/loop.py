@@ -38,12 +38,13 @@ class Loop:
 
         `recruit` gives more members, seeing the first one.
         """
-        self.members, opening, gang = list(members), {}, None
+        self.members, opening, gang, start = list(members), {}, None, time.monotonic()
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 self.set_up(opening, pool, recruit)
                 if opening:
                     gang = Gang(self.shared, opening, pool)
+                    gang.seconds["set-up"] = time.monotonic() - start
                     gang.train()
             except BaseException as error:
                 if gang:
@@ -56,7 +57,10 @@ class Loop:
                 wait(opening.values())
                 closing = gang.closing if gang else {}
                 left = [member for member in opening if member not in closing]
+                closed = time.monotonic()
                 wait([*closing.values(), *(pool.submit(member.close) for member in left)])
+                if gang and gang.step:
+                    print(f"gang: {gang.account(time.monotonic() - closed)}", flush=True)
 
     def set_up(self, opening: dict[Member, Future], pool: ThreadPoolExecutor, recruit) -> None:
         """Build the members' trainers one after another, while the runs of those before open."""
@@ -129,10 +133,10 @@ class Gang:
         self.first, self.last_step = first, first.trainer.state.max_steps
         self.writer, self.pending = ThreadPoolExecutor(1), deque()
         self.issued: list[tuple[Plan, list[Tensor]]] = []
-        self.seconds = dict.fromkeys(
-            ("set-up", "issuing", "writing", "steps", "evaluations", "answers", "closing"), 0.0
-        )
+        self.seconds = dict.fromkeys(("set-up", "issuing", "writing", "steps", "evaluations", "answers"), 0.0)
+        self.evaluated = 0
         self.submit(self.opened)
+        self.step: Step | None = None
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -170,8 +174,8 @@ class Gang:
         if 0 in evaluations:
             self.evaluate(0)
         for plan in ahead(plans(self.members, rows if device.type == "cuda" else None)):
-            self.part_with_those_that_ended()
-            if not self.rows:
+            self.part_with_those_that_ended(plan.number)
+            if not self.training():
                 return
             with self.timed("issuing"):
                 self.issue(plan)
@@ -182,8 +186,8 @@ class Gang:
                 flushed = time.monotonic()
         self.flush()
         self.settle()
-        self.part_with_those_that_ended()
-        if self.rows:
+        self.part_with_those_that_ended(self.last_step)
+        if self.training():
             self.finish()
 
     def issue(self, plan: Plan) -> None:
@@ -236,6 +240,7 @@ class Gang:
         scores, grams = result.arrays()
         seconds = result.seconds_since(before)
         self.seconds["evaluations"] += seconds
+        self.evaluated += 1
         sizes = train.update_sizes(torch.from_numpy(grams), sum(self.first.trainer.weight_squares.values()))
         for place, index in enumerate(rows):
             member = self.members[index]
@@ -243,9 +248,9 @@ class Gang:
                 with self.mind(member):
                     member.log_evaluation(scores[place], self.shared.tokens, sizes[place], seconds)
 
-    def part_with_those_that_ended(self) -> None:
-        """Close the runs of members that diverged, failed or were stopped; the others go on without them."""
-        for index in [index for index in self.rows if self.members[index].ended]:
+    def part_with_those_that_ended(self, number: int) -> None:
+        """Before step `number`, close the runs of members that diverged, failed or were stopped; the others go on."""
+        for index in [index for index in self.training() if self.members[index].ended]:
             self.flush()
             self.settle()
             member, place = self.members[index], self.rows.index(index)
@@ -253,8 +258,15 @@ class Gang:
                 member.error = member.error or SystemExit(143)
             self.step.stack.export(place, member.trainer.lora_layers)
             self.closing[member] = self.pool.submit(member.close)
-            self.rows.pop(place)
-            self.step.drop(place)
+            # The rows go on without a record where new graphs would cost more than they do.
+            rest = self.seconds["steps"] / number * (self.last_step - number) / len(self.rows)
+            if not self.step.graphs or rest > sum(self.step.captures):
+                self.rows.pop(place)
+                self.step.drop(place)
+
+    def training(self) -> list[int]:
+        """The members that have not ended, as indices."""
+        return [index for index in self.rows if self.members[index] not in self.closing]
 
     def finish(self) -> None:
         """The answers and weights of those that have reached the end."""
@@ -262,11 +274,23 @@ class Gang:
             batch, references = self.shared.questions
             settings = self.first.trainer.model.generation_config
             untrained, trained = self.step.generate(batch, settings)
-            for place, index in enumerate(self.rows):
-                trainer = self.members[index].trainer
+            for index in self.training():
+                place, trainer = self.rows.index(index), self.members[index].trainer
                 self.step.stack.export(place, trainer.lora_layers)
                 answers = trainer.answer_rows(batch, references, untrained, trained[place])
                 self.closing[self.members[index]] = self.pool.submit(self.members[index].close, answers)
+
+    def account(self, closing: float) -> str:
+        """Where the time went, in seconds; steps and evaluations by the device's clock."""
+        steps, used = max(member.trainer.state.global_step for member in self.members), self.seconds
+        each, captures = 1000 / (steps * len(self.members) or 1), sum(self.step.captures)
+        return (
+            f"{len(self.members)} members, {steps} steps: set-up {used['set-up']:.1f} s · "
+            f"steps {used['steps']:.1f} s, of which {len(self.step.captures)} captures {captures:.1f} s · "
+            f"{self.evaluated} evaluations {used['evaluations']:.1f} s · answers {used['answers']:.1f} s · "
+            f"closing {closing:.1f} s · the host's time for a member and step: "
+            f"issuing {(used['issuing'] - captures) * each:.2f} ms, writing {used['writing'] * each:.2f} ms"
+        )
 
     def stop(self, error: BaseException) -> None:
         """Write what has been computed; a device that has failed is not asked for more."""

@@ -101,7 +101,7 @@ class Step:
         self.dtype = torch.bfloat16 if self.bf16 else model.dtype
         self.head = Head(self.model)
         linear = {name.removeprefix("base_model.model."): x.get_base_layer() for name, x in members[0].items()}
-        size = sum(layer.in_features * layer.out_features for layer in members[0].values()) * self.dtype.itemsize
+        size = sum(x.in_features * x.out_features for x in members[0].values()) * self.dtype.itemsize
         keep = size < free_memory(self.device) / 3 if keep is None else keep  # the rest is for activations
         self.layers = {name: StackedLoRA(layer, self.dtype, keep) for name, layer in linear.items()}
         for name, layer in self.layers.items():
@@ -117,6 +117,7 @@ class Step:
             # Reentrant checkpoints need rows with a gradient, which those of a frozen base lack.
             enable((training.gradient_checkpointing_kwargs or {}) | {"use_reentrant": False})
         self.graphs: dict[bool, GraphedStep] = {}
+        self.captures: list[float] = []  # seconds of each
         self.capture()
 
     def __len__(self) -> int:
@@ -126,8 +127,8 @@ class Step:
         """On a GPU, let the steps be CUDA graphs; anew whenever the stack has changed its shape."""
         self.graphs = {}
         if self.device.type == "cuda" and not self.checkpointing:
-            pool, state = torch.cuda.graph_pool_handle(), self.stack.state()
-            self.graphs = {update: GraphedStep(partial(self.step, update), state, pool) for update in (False, True)}
+            shared = self.stack.state(), torch.cuda.graph_pool_handle(), self.captures
+            self.graphs = {update: GraphedStep(partial(self.step, update), *shared) for update in (False, True)}
 
     def drop(self, index: int) -> None:
         """Take a member out; the others can go on."""
@@ -206,11 +207,12 @@ class Step:
     def generate(self, prompts: dict[str, Tensor], settings) -> tuple[Tensor, Tensor]:
         """Greedy answers to the same prompts, those of the base [b, length] and of every member [N, b, length]."""
         self.model.eval()
+        self.model.generation_config = settings
         with self.autocast():
             with self.base_alone():
-                untrained = self.model.generate(**prompts, generation_config=settings, **GENERATION)
+                untrained = self.model.generate(**prompts, **GENERATION)
             repeated = {key: value.repeat(len(self), 1) for key, value in prompts.items()}
-            trained = self.model.generate(**repeated, generation_config=settings, **GENERATION)
+            trained = self.model.generate(**repeated, **GENERATION)
         return untrained, trained.unflatten(0, (len(self), -1))
 
 

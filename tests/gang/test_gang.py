@@ -100,11 +100,11 @@ def test_a_member_that_diverges_leaves_the_others_bit_for_bit(tmp_path, monkeypa
     """Against a gang whose third member is well, and which the server stops before the same step."""
     part, stop = Gang.part_with_those_that_ended, {}
 
-    def part_at_once(gang):
+    def part_at_once(gang, number):
         gang.flush()
         gang.settle()
         gang.members[-1].stopped = gang.first.trainer.state.global_step == stop.get("after", -1)
-        part(gang)
+        part(gang, number)
 
     monkeypatch.setattr(Gang, "part_with_those_that_ended", part_at_once)
     others = [{"learning_rate": 1e-3}, {"learning_rate": 5e-3, "seed": 1}]
