@@ -1,65 +1,160 @@
 """The rows that a run reads: two splits of a Hub data set, of a local folder, or files of one's own.
 
-dataset_name: my/folder                  # with train.jsonl and test.jsonl
-dataset_name: my/train.jsonl             # and dataset_test_split: my/test.jsonl
-dataset_name: my/rows.jsonl              # and slices: train[:-400] and train[-400:] as the two splits
-dataset_name: someone/data-set           # of the Hub, with dataset_revision
+dataset_name: my/folder        with train.jsonl and test.jsonl
+dataset_name: my/train.jsonl   and dataset_test_split: my/test.jsonl
+dataset_name: my/rows.jsonl    and slices: train[:-400] and train[-400:] as the two splits
+dataset_name: owner/name       on the Hub, with dataset_revision
 """
 
 import hashlib
+import itertools
 import json
+import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, load_dataset, load_dataset_builder
+from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
+from pyarrow import compute
 from trl import ScriptArguments
 
-from inputs import InputError, first_line
+from inputs import DATA_FORMATS, InputError, first_line
 
-ROW_FORMATS = ({"messages"}, {"prompt", "completion"}, {"text"})
+ROW_FORMATS = (("messages",), ("prompt", "completion"), ("text",))
+BUILT_IN = Path("starter/data")
+SHOWN_CHARACTERS = 300  # of a question and of an answer, in the row that a run shows
 
 
 @dataclass
 class DataConfig(ScriptArguments):
-    """TRL's ScriptArguments; a split may be a slice, such as train[-400:], and dataset_name a JSONL file."""
+    """TRL's ScriptArguments; a split may be a slice, such as train[-400:], or a file of its own."""
 
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
 
 
-def load_splits(data: DataConfig) -> tuple[Dataset, Dataset]:
+def load_splits(data: DataConfig, assistant_only_loss: bool = False) -> tuple[Dataset, Dataset]:
     """The rows for training and for the evaluations; of a Hub data set both at one commit, noted in the revision."""
-    train = load_split(data, data.dataset_train_split)
-    data.dataset_revision = commit(data_file(train)) or data.dataset_revision
-    return train, load_split(data, data.dataset_test_split)
+    train = load_split(data, data.dataset_train_split, assistant_only_loss)
+    data.dataset_revision = commit(cache_file(train)) or data.dataset_revision
+    return train, load_split(data, data.dataset_test_split, assistant_only_loss)
 
 
-def load_split(data: DataConfig, split: str) -> Dataset:
-    """One split of a Hub data set, a local directory or a JSONL file; InputError if it is missing or unfit."""
-    local_file = Path(data.dataset_name).is_file()
+def load_split(data: DataConfig, split: str, assistant_only_loss: bool = False) -> Dataset:
+    """One split of a Hub data set, of a local folder or of a file; InputError if it is missing or unfit."""
+    source, part, name = data.dataset_name, split, f"dataset_name {data.dataset_name}"
+    if Path(split).suffix in DATA_FORMATS:
+        source, part, name = split, "train", split
+    path = Path(source)
+    if path == BUILT_IN and not path.exists():
+        subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
     try:
-        if local_file:
-            dataset = load_dataset("json", data_files=data.dataset_name, split=split)
+        if path.is_file():
+            dataset = load_dataset(DATA_FORMATS[path.suffix], data_files=source, split=part)
         else:
-            revision = data.dataset_revision
-            dataset = load_dataset(data.dataset_name, data.dataset_config, split=split, revision=revision)
+            if path.is_dir():
+                check_folder(path, data.dataset_config)
+            dataset = load_dataset(source, data.dataset_config, split=part, revision=data.dataset_revision)
+    except InputError:
+        raise
     except Exception as error:  # datasets raises a dozen types; each says in its first line what it missed
-        hint = "give a local directory, a JSONL file or the name of a Hub data set"
-        if "gated" in str(error):
-            hint = f"ask for access at https://huggingface.co/datasets/{data.dataset_name} and log in: hf auth login"
-        elif Path(data.dataset_name) == Path("starter/data"):
-            hint = "make it: python -m starter.docstrings"
-        raise InputError(f"dataset_name {data.dataset_name!r}: {first_line(error)}; {hint}") from error
-    if not any(columns <= set(dataset.column_names) for columns in ROW_FORMATS):
-        found = ", ".join(dataset.column_names)
-        raise InputError(
-            f"dataset_name {data.dataset_name!r} has columns {found}; TRL needs messages, prompt + completion, or text"
-        )
-    if not Path(data.dataset_name).exists():
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        fault = broken_file(path) or first_line(cause or error)
+        raise InputError(f"{name}: {fault}{advice(source, error)}") from error
+    if not path.exists():
         check_commit(data, dataset)
+    try:
+        check_rows(dataset, assistant_only_loss)
+    except InputError as error:
+        raise InputError(f"{name}, {part}: {error}") from None
     return dataset
+
+
+def check_folder(folder: Path, configuration: str | None) -> None:
+    """Raise InputError for files of which `datasets` would make one split, or none, without being told to."""
+    if (folder / "README.md").exists() and "configs:" in (folder / "README.md").read_text(encoding="utf-8"):
+        return  # it says itself which file belongs to which split
+    splits = load_dataset_builder(str(folder), configuration).config.data_files
+    taken = [Path(file).relative_to(os.path.abspath(folder)) for files in splits.values() for file in files]
+    unclear = {file.relative_to(folder) for file in data_files(folder)} - set(taken)
+    if len(taken) > 1 and list(splits) == ["train"]:
+        unclear |= {file for file in taken if "train" not in str(file)}
+    if unclear:
+        listed = ", ".join(sorted(map(str, unclear)))
+        hint = "name the files train.jsonl and test.jsonl, or give two: dataset_name and, as a path, dataset_test_split"
+        raise InputError(f"dataset_name {folder}: {listed}: to train on or to test on? {hint}")
+
+
+def data_files(path: Path) -> list[Path]:
+    """The file, or those of the folder that may hold rows."""
+    files = [path] if path.is_file() else sorted(path.rglob("[!.]*"))
+    return [file for file in files if file.suffix in DATA_FORMATS]
+
+
+def broken_file(path: Path) -> str | None:
+    """What is wrong with a local file, by file and line; None if it is not seen here."""
+    for file in data_files(path):
+        if not file.stat().st_size:
+            return f"{file} is empty"
+        if file.suffix == ".jsonl":
+            with open(file, "rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    try:
+                        if line.strip() and not isinstance(json.loads(line.rstrip()), dict):
+                            return f"{file}, line {number}: a row is an object, {{...}}"
+                    except json.JSONDecodeError as error:
+                        return f"{file}, line {number}, column {error.colno}: {error.msg}"
+                    except UnicodeDecodeError:
+                        return f"{file}, line {number}: not in UTF-8"
+    return None
+
+
+def advice(source: str, error: Exception) -> str:
+    if "gated" in str(error):
+        return f"; ask for access at https://huggingface.co/datasets/{source} and log in: hf auth login"
+    if isinstance(error, DatasetGenerationCastError):
+        return ": all files of a data set need the same columns"
+    if "Unknown split" in str(error) and Path(source).is_file():
+        return "; slice the file, as train[:-400] and train[-400:], or give a second file as dataset_test_split"
+    return "" if Path(source).exists() else "; give a local folder, a file, or the name of a Hub data set"
+
+
+def row_format(dataset: Dataset) -> tuple[str, ...]:
+    """The columns that TRL will read; InputError if it would find none."""
+    for columns in ROW_FORMATS:
+        if set(columns) <= set(dataset.column_names):
+            return columns
+    found = ", ".join(dataset.column_names)
+    raise InputError(f"columns {found}; TRL needs messages, prompt + completion, or text")
+
+
+def check_rows(dataset: Dataset, assistant_only_loss: bool) -> None:
+    """Raise InputError for a split without rows, or for its first row with which TRL would fail."""
+    if not len(dataset):
+        raise InputError("no rows")
+    columns = row_format(dataset)
+    if assistant_only_loss and not is_conversational(dataset):
+        counted = "every token" if columns == ("text",) else "the completion's tokens"
+        rows = " + ".join(columns)
+        raise InputError(f"assistant_only_loss: true needs messages; of {rows} {counted} count: set it to false")
+    for number, row in enumerate(dataset.select_columns(list(columns)), 1):
+        turns = [turn for value in row.values() for turn in (value if isinstance(value, list) else [value])]
+        for turn in turns:
+            text = turn.get("content") if isinstance(turn, dict) else turn
+            if not isinstance(text, str) and not (isinstance(turn, dict) and turn.get("tool_calls")):
+                raise InputError(f"row {number}: {text!r} stands where text is expected")
+        if assistant_only_loss and not any(turn["role"] == "assistant" for turn in turns):
+            raise InputError(f"row {number}: no turn of the assistant, so assistant_only_loss has nothing to count")
+
+
+def is_conversational(dataset: Dataset) -> bool:
+    """Whether the rows are turns of a conversation, for which the model needs a chat template."""
+    return isinstance(dataset[0][row_format(dataset)[0]], list)
 
 
 def check_commit(data: DataConfig, dataset: Dataset) -> None:
@@ -68,21 +163,21 @@ def check_commit(data: DataConfig, dataset: Dataset) -> None:
     folder = repo_folder_name(repo_id=data.dataset_name, repo_type="dataset")
     reference = Path(HF_HUB_CACHE, folder, "refs", asked)
     expected = reference.read_text() if reference.is_file() else asked
-    got = commit(data_file(dataset))
+    got = commit(cache_file(dataset))
     if got and commit(f"/{expected}/") not in (got, None):
         raise InputError(
-            f"dataset_name {data.dataset_name!r}: without the Hub the cache gives commit {got[:7]}, "
+            f"dataset_name {data.dataset_name}: without the Hub the cache gives commit {got[:7]}, "
             f"but revision {asked} is {expected[:7]}; connect, or ask for dataset_revision: {got}"
         )
 
 
-def data_file(dataset: Dataset) -> str:
-    """The cache's file with the rows."""
+def cache_file(dataset: Dataset) -> str:
+    """The file with the rows in the cache of `datasets`."""
     return dataset.cache_files[0]["filename"] if dataset.cache_files else ""
 
 
 def commit(file: str) -> str | None:
-    """The commit of a file from the Hub: the cache keeps it in a folder of that name."""
+    """The commit of a file from the Hub: the caches keep it in a folder of that name."""
     found = re.search(r"/([0-9a-f]{40})/", file)
     return found and found[1]
 
@@ -94,3 +189,61 @@ def fingerprint(*datasets: Dataset) -> str:
         for row in dataset:
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def shared_rows(train: Dataset, test: Dataset) -> int:
+    """How many of the test's rows stand in the training rows too."""
+    columns = list(row_format(test))
+    if not set(columns) <= set(train.column_names):
+        return 0
+    seen = {json.dumps(row, sort_keys=True) for row in train.select_columns(columns)}
+    return sum(json.dumps(row, sort_keys=True) in seen for row in test.select_columns(columns))
+
+
+def what_was_read(data: DataConfig, train: Dataset, test: Dataset, trainer) -> str:
+    """The first lines of a run: rows, tokens and steps, a row, and a warning of rows that stand in both splits.
+
+    The trainer (an SFTTrainer) has tokenised the rows, and left out those without an answer within max_length.
+    """
+    settings = trainer.args
+    lines = [
+        counts(f"train ({data.dataset_train_split})", train, trainer.train_dataset, settings.max_length),
+        counts(f"test ({data.dataset_test_split})", test, trainer.eval_dataset, settings.max_length),
+    ]
+    rows = len(trainer.train_dataset)
+    batch = settings.train_batch_size * settings.gradient_accumulation_steps * settings.world_size
+    epochs = settings.num_train_epochs
+    steps = settings.max_steps if settings.max_steps > 0 else math.ceil(epochs * math.ceil(rows / batch))
+    lines += [
+        f"{steps} steps of {batch} rows: {steps * batch / rows:.2g} times over the training rows",
+        "the first row; ⟦⟧ is what the loss counts:",
+        marked(trainer.train_dataset[0], trainer.processing_class),
+    ]
+    if shared := shared_rows(train, test):
+        lines.append(f"warning: {shared} of {len(test)} test rows are training rows too: the eval loss flatters")
+    return "\n".join(lines)
+
+
+def counts(name: str, rows: Dataset, tokenised: Dataset, max_length: int | None) -> str:
+    """A split in numbers; InputError if the trainer has left nothing of it."""
+    if not len(tokenised):
+        raise InputError(f"{name}: no row has an answer within max_length: {max_length}")
+    table = tokenised.with_format("arrow")[:]
+    longest = compute.max(compute.list_value_length(table["input_ids"])).as_py()
+    labels = compute.list_flatten(table["labels"])
+    answers = compute.sum(compute.not_equal(labels, -100)).as_py() / len(labels)
+    line = f"{name}: {len(rows):,} rows, {len(labels):,} tokens, longest {longest}, {answers:.0%} of them answers"
+    left_out = len(rows) - len(tokenised)
+    return line + (f"; {left_out} left out, without an answer within max_length: {max_length}" if left_out else "")
+
+
+def marked(row: dict, tokenizer) -> str:
+    """A tokenised row as text, with what the loss counts in ⟦⟧."""
+    parts = []
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    for counted, group in itertools.groupby(pairs, lambda pair: pair[1] != -100):
+        text = tokenizer.decode([token for token, _ in group])
+        if len(text) > SHOWN_CHARACTERS:
+            text = f"{text[: SHOWN_CHARACTERS // 2]} … {text[-SHOWN_CHARACTERS // 2 :]}"
+        parts.append(f"⟦{text}⟧" if counted else text)
+    return "".join(parts)

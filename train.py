@@ -23,6 +23,11 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import inputs
+
+if __name__ == "__main__":
+    inputs.answer_at_once(__doc__, sys.argv[1:])  # the imports below take seconds
+
 import bitsandbytes as bnb
 import numpy
 import torch
@@ -50,7 +55,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import create_model_from_path
 
-from data import DataConfig, commit, fingerprint, load_splits
+from data import DataConfig, commit, fingerprint, load_splits, what_was_read
 from inputs import InputError, first_line
 
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
@@ -137,38 +142,55 @@ def gpu_has_bfloat16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+class Parser(TrlParser):
+    """TRL's parser, whose refusals are InputErrors."""
+
+    def __init__(self):
+        configurations = (DataConfig, TrainConfig, BaseConfig)
+        super().__init__(configurations, usage=inputs.USAGE, allow_abbrev=False, add_help=False)
+
+    def error(self, message: str):
+        raise InputError(message)
+
+    def take(self, recipe: dict) -> None:
+        """Make the recipe's values the defaults, read as flags would be; a list or nothing for a number is refused."""
+        for action in self._actions:
+            if (value := recipe.get(action.dest)) is None and action.dest not in recipe:
+                continue
+            if action.type in (int, float) and not isinstance(value, int | float | str | None):
+                raise InputError(f"{action.dest}: {value} is no number; what varies stands in sweep.yaml")
+            if action.type in (int, float) and value is None and action.default is not None:
+                raise InputError(f"{action.dest}: no value; the default is {action.default}")
+            action.default = str(value) if isinstance(value, int | float) else value
+
+
 def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
-    """Recipe and flags to configurations; InputError names a key that TRL does not know."""
-    parser = TrlParser((DataConfig, TrainConfig, BaseConfig), allow_abbrev=False, prog="train.py")
+    """Recipe and flags to configurations; InputError names a key that TRL does not know, or a value that is unfit."""
+    inputs.check(arguments)
+    recipe, flags = inputs.read(arguments)
+    parser = Parser()
     known = {action.dest for action in parser._actions}
-    used = [argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")]
-    if "--config" in arguments[:-1]:
-        recipe = Path(arguments[arguments.index("--config") + 1])
-        try:
-            content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"--config {recipe}: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise InputError(f"--config {recipe}: expected `key: value` lines, one per setting")
-        if "env" in content:
-            raise InputError(f"--config {recipe}: remove the block env, which would set environment variables")
-        used += content
-    for key in used:
-        if key == "config" and "--config" not in arguments:
-            raise InputError("write --config RECIPE as two words; TRL's parser takes no --config=RECIPE")
-        if key not in known | {"config"}:
+    used = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
+    for key in (*recipe, *used):
+        if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise InputError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    parser.take(recipe)
     try:
-        data, training, base = parser.parse_args_and_config(arguments)
+        data, training, base = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except ValueError as error:  # of TRL's and Hugging Face's own checks of the values
         raise InputError(first_line(error)) from error
+    settings = vars(data) | vars(training) | vars(base)
+    inputs.check_numbers(settings)
     for key, (value, reason) in REQUIRED.items():
-        given = next((getattr(config, key) for config in (data, training, base) if hasattr(config, key)), value)
-        if given != value:
-            raise InputError(f"{key}: {given} is not possible here, use {str(value).lower()}: {reason}")
-    if not base.model_name_or_path or not data.dataset_name:
-        raise InputError("model_name_or_path and dataset_name are needed; a recipe sets them: --config RECIPE")
+        if settings.get(key, value) != value:
+            raise InputError(f"{key}: {settings[key]} is not possible here, use {str(value).lower()}: {reason}")
+    warmup = training.get_warmup_steps(training.max_steps)
+    if training.lr_scheduler_type != "constant" and 0 < training.max_steps <= warmup:
+        hint = "give more steps, or warmup_steps: 0"
+        raise InputError(
+            f"max_steps: {training.max_steps} ends in the warm-up, before learning_rate is reached; {hint}"
+        )
     return data, training, base
 
 
@@ -558,7 +580,7 @@ def save_with_run(run, name: str, content) -> None:
 
 def read_data(data: DataConfig, training: TrainConfig, base: BaseConfig) -> tuple[Dataset, Dataset]:
     """The two splits. Whatever can be wrong before a run begins is an InputError here."""
-    splits = load_splits(data)
+    splits = load_splits(data, training.assistant_only_loss)
     check_model(base)
     if PartialState().num_processes == 1 and torch.cuda.device_count() > 1:
         raise InputError("several GPUs are visible: set CUDA_VISIBLE_DEVICES to one, or start with accelerate launch")
@@ -603,6 +625,8 @@ def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict
         training.output_dir = str(Path(training.output_dir, run.id))
         trainer = Trainer(base, training, *splits)
         watch = watch_run(trainer, run, describe(trainer, data, base) | describe_data(trainer, *splits))
+        if PartialState().is_main_process:
+            print(what_was_read(data, *splits, trainer), flush=True)
         trainer.train()
         leave(trainer, watch, trainer.generate_answers() if watch.diverged_at_step is None else None)
 
@@ -610,6 +634,9 @@ def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict
 def main() -> None:
     # W&B loses what it has not sent yet when the process dies of a signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if "--help-all" in sys.argv:
+        Parser().print_help()
+        return
     try:
         data, training, base = parse(sys.argv[1:])
         train(data, training, base, swept_values(training))
