@@ -142,7 +142,7 @@ def commit(source, info, input) -> dict:
         artifact = _artifact(info, input["artifactID"])
         if artifact["state"] == "PENDING":
             artifact = _put_together(store, artifact)
-            lacking = [entry for entry in _entries(store, artifact) if not (entry["blob"] or "ref" in entry)]
+            lacking = [entry for entry in entries(store, artifact) if not (entry["blob"] or "ref" in entry)]
             if lacking:
                 raise GraphQLError(f"artifact lacks {lacking[0]['name']!r} and {len(lacking) - 1} more: not uploaded")
             taken = [a["versionIndex"] for a in store.find("artifacts", collection=artifact["collection"])]
@@ -177,7 +177,7 @@ def _put_together(store: Store, artifact: dict) -> dict:
     return store.update("artifacts", artifact["id"], digest=digest)
 
 
-def _entries(store: Store, artifact: dict) -> list[dict]:
+def entries(store: Store, artifact: dict) -> list[dict]:
     """The file rows of an artifact, each under its own name. A reference has no file but an address of its own."""
     manifest = store.get("files", artifact=artifact["id"], name=MANIFEST)
     if not (manifest and manifest["blob"]):
@@ -200,11 +200,6 @@ def _entries(store: Store, artifact: dict) -> list[dict]:
 def entry_file(store: Store, birth: str, digest: str) -> dict | None:
     """The file with this MD5 (base64) that the artifact of this opaque id brought."""
     return store.get("files", artifact=row_id("Artifact", birth), name=f"content/{digest}")
-
-
-def entries(store: Store, artifact: dict) -> list[dict]:
-    """The files of a version by name, for the page."""
-    return _entries(store, artifact)
 
 
 # Changes
@@ -249,7 +244,7 @@ def remove(store: Store, artifact: dict) -> dict:
     if any(a["alias"] == "latest" for a in known) and others:
         newest = max(others, key=lambda a: a["versionIndex"])
         alias(store, store.get("collections", id=artifact["collection"]), newest, ["latest"])
-    kept = {entry["id"] for other in others for entry in _entries(store, other)}  # a later version may share a file
+    kept = {entry["id"] for other in others for entry in entries(store, other)}  # a later version may share a file
     for file in store.find("files", artifact=artifact["id"]):
         if file["id"] not in kept:
             store.delete("files", file["id"])
@@ -273,6 +268,11 @@ def use(source, info, input) -> dict:
 
 
 # Reading
+
+
+def _files(artifact, info, names=None, after=None, first=None) -> dict:
+    files = [e for e in entries(info.context.store, artifact) if not names or e["name"] in names]
+    return connection(files, first, after)
 
 
 def _of_run(table: str):
@@ -309,16 +309,14 @@ FIELDS = {
     "Run": {"outputArtifacts": _of_run("outputs"), "inputArtifacts": _of_run("uses")},
     "File": {"artifact": owner("artifacts", "artifact")},
     "ArtifactCollectionMembership": {
-        "files": lambda membership, info, names=None, after=None, first=None: connection(
-            [e for e in _entries(info.context.store, membership["artifact"]) if not names or e["name"] in names],
-            first, after,
-        ),
+        "files": lambda membership, info, **which: _files(membership["artifact"], info, **which)
     },
     "Artifact": {
+        "files": _files,
         "artifactSequence": owner("collections", "collection"),
         "artifactType": lambda artifact, info: type_of(owner("collections", "collection")(artifact, info), info),
-        "size": lambda artifact, info: sum(entry["sizeBytes"] for entry in _entries(info.context.store, artifact)),
-        "fileCount": lambda artifact, info: len(_entries(info.context.store, artifact)),
+        "size": lambda artifact, info: sum(entry["sizeBytes"] for entry in entries(info.context.store, artifact)),
+        "fileCount": lambda artifact, info: len(entries(info.context.store, artifact)),
         "digestAlgorithm": lambda artifact, info: "MANIFEST_MD5",
         "commitHash": _commit_hash,
         "tags": lambda artifact, info: [{"id": f"Tag:{tag}", "name": tag} for tag in tags_of(artifact, info)],

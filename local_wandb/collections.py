@@ -256,6 +256,10 @@ def named_membership(project, info, name) -> dict | None:
     return collection and membership(collection, info, version or "latest")
 
 
+def _named_version(project, info, name, enableTracking=None) -> dict | None:
+    return (named_membership(project, info, name) or {}).get("artifact")
+
+
 def named(project, info, name) -> dict | None:
     return info.context.store.get("collections", project=project["id"], name=name)
 
@@ -340,16 +344,18 @@ COLLECTION = {
 }
 FIELDS = {
     "Project": {
-        "artifact": lambda project, info, name, enableTracking=None: (named_membership(project, info, name) or {}).get(
-            "artifact"
-        ),
+        "artifact": _named_version,
         "artifactCollectionMembership": named_membership,
         "artifactCollection": named,
         "artifactCollections": _collections,
         "artifactType": _type,
         "artifactTypes": _types,
     },
-    "ArtifactType": {"artifactCollection": _collection_of_type, "artifactCollections": _collections_of_type},
+    "ArtifactType": {
+        "artifact": lambda kind, info, name: _named_version({"id": kind["project"]}, info, name),
+        "artifactCollection": _collection_of_type,
+        "artifactCollections": _collections_of_type,
+    },
     "ArtifactSequence": COLLECTION | {"latestArtifact": _latest, "digestAlgorithm": lambda *_: "MANIFEST_MD5"},
     "ArtifactPortfolio": COLLECTION,
     "ArtifactAlias": {"artifactCollection": owner("collections", "collection")},

@@ -89,7 +89,7 @@ def upsert_bucket(source, info, input) -> dict:
         elif run["state"] == "killed" and input.get("jobProgram"):  # begun again: the old wish to stop it is past
             changes |= {"state": "running", "shouldStop": 0}
         run = store.update("runs", run["id"], heartbeatAt=now, updatedAt=now, seen=HEARD, **changes)
-    return {"bucket": run, "inserted": inserted}
+    return {"bucket": run, "inserted": inserted, "serverSettings": {"serverMessages": []}}
 
 
 # Of the client's telemetry (wandb_telemetry.proto, Feature): a run's first call says how it was begun.
