@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -163,28 +163,39 @@ def agents(sweep: str, output: Path, command: list[str], gpus: list[str], line: 
             processes.append(process)
         yield processes
     finally:
-        working = [process for process in processes if process.poll() is None]
+        if any(process.poll() is None for process in processes):
+            print("\nstopping; the runs send their last rows (Ctrl-C again gives these up)", file=sys.stderr)
         try:
-            if working:
-                print("\nstopping; the runs send their last rows (Ctrl-C again gives these up)", file=sys.stderr)
-            for process in working:
-                process.terminate()  # both kinds of agent let their runs finish the upload first
+            for process in processes:
+                # Both kinds of agent let their runs finish the upload first; one that was killed may have left its run.
+                left = session(process.pid)
+                send(signal.SIGTERM, [pid for pid, parent in left.items() if parent not in left])
             deadline = time.monotonic() + END_SECONDS
-            for process in working:
-                process.wait(deadline - time.monotonic())
-        except (subprocess.TimeoutExpired, KeyboardInterrupt, SystemExit):
+            while any(process.poll() is None or session(process.pid) for process in processes):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                time.sleep(0.2)
+        except (TimeoutError, KeyboardInterrupt, SystemExit):
             print("killed; rows that had not been sent are lost", file=sys.stderr)
-            for process in working:
-                kill_session(process.pid)
-                process.wait()
+            for process in processes:
+                send(signal.SIGKILL, session(process.pid))
 
 
-def kill_session(leader: int) -> None:
-    """Kill an agent and what it has started (W&B's agent gives each run a process group of its own)."""
+def send(number: int, processes: Iterable[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def session(leader: int) -> dict[int, int]:
+    """What an agent has started and still works, and each one's parent; W&B's agent gives runs groups of their own."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            if int(stat.read_text().rpartition(")")[2].split()[3]) == leader:
-                os.kill(int(stat.parent.name), signal.SIGKILL)
+            state, parent, _, number = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(number) == leader and state != "Z":
+                found[int(stat.parent.name)] = int(parent)
+    return found
 
 
 def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
