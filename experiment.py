@@ -26,6 +26,7 @@ from pathlib import Path
 
 import yaml
 
+import inputs
 from analysis.files import InputError
 from local_server import Server
 from progress import Progress, ended, label, varied
@@ -34,7 +35,7 @@ OUTPUTS, LATEST = Path("outputs"), Path("outputs/latest")
 LOCAL_DATA = OUTPUTS / "local_wandb"
 ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
 PROJECT = "learning-rate-exploration"  # where neither the sweep nor WANDB_PROJECT names one
-STARTER_DATA = Path("starter/data/test.jsonl")
+STARTER_DATA = Path("starter/data")
 POLL_SECONDS = {"local": 3, "cloud": 15}  # how often the runs' state is read; W&B's cloud limits requests
 END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
 LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
@@ -80,9 +81,6 @@ def read_sweep(path: Path) -> dict:
         for value in (*values, parameter.get("min"), parameter.get("max")):
             if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
                 raise InputError(f"{path}: {name}: {value} is a string to YAML; write {float(value):.1e}")
-        for value in values if name == "learning_rate" else ():
-            if value is not None and not positive(value):
-                raise InputError(f"{path}: learning_rate: {value} is not a rate; it must be a finite number above 0")
     cap = sweep.get("run_cap")
     if cap is not None and not (type(cap) is int and cap > 0):
         raise InputError(f"{path}: run_cap: {cap} must be a whole number from 1 up")
@@ -92,17 +90,38 @@ def read_sweep(path: Path) -> dict:
         raise InputError(f"{path}: program: {program}: there is no such file")
     if (recipe := recipe_of(sweep)) is not None:
         read_yaml(recipe, f"{path}: --config")
+    check_points(path, sweep)
     return sweep
 
 
-def positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+def check_points(path: Path, sweep: dict) -> None:
+    """Raise InputError for what train.py would refuse, with each value that a parameter takes."""
+    words = [str(word) for word in sweep.get("command") or ("${program}", "${args}")]
+    names = [Path(str(sweep.get("program")) if word == "${program}" else word).name for word in words]
+    if "train.py" not in names:
+        return
+    flags = words[names.index("train.py") + 1 :]
+    for name, parameter in sweep["parameters"].items():
+        for value in parameter.get("values", [parameter.get("value")]):
+            given = [] if value is None else [f"--{name}={value}"]
+            try:
+                inputs.check([word for flag in flags for word in (given if flag == "${args}" else [flag])])
+            except inputs.InputError as error:
+                raise InputError(f"{path}: {error}") from error
 
 
 def recipe_of(sweep: dict) -> Path | None:
     """The recipe that the sweep's command names."""
     words = [str(word) for word in sweep.get("command") or ()]
     return next((Path(word) for flag, word in itertools.pairwise(words) if flag == "--config"), None)
+
+
+def make_starter_data(sweep: dict) -> None:
+    """Once, before several agents would make them at the same time."""
+    recipe = recipe_of(sweep)
+    used = recipe and Path(str(read_yaml(recipe, "--config").get("dataset_name"))) == STARTER_DATA
+    if used and not STARTER_DATA.exists():
+        subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
 
 
 def create_sweep(path: Path, sweep: dict) -> str:
@@ -272,9 +291,8 @@ class Experiment:
         gpus = devices()
         if server:
             server.ready()
-        if not STARTER_DATA.exists():
-            subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
         if self.sweep is None:
+            make_starter_data(self.config)
             self.sweep = create_sweep(self.options.sweep, self.config)
         api = pull.connect()
         sweep = pull.find(api, self.sweep)

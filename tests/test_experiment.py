@@ -105,6 +105,7 @@ def test_the_flows_of_the_readme(flow, tiny_sweep, server, checkout, tmp_path):
 
 
 RATES = "parameters: {learning_rate: {values: [1.0e-5]}}\n"
+TRAIN = "program: train.py\ncommand: [python, '${program}', --config, recipes/starter.yaml, '${args}']\n"
 NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for before, letter in pairwise("abcdefghi"))
 
 
@@ -115,10 +116,13 @@ NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for be
         ("parameters: {learning_rate: {value: 1e-5}}", "learning_rate: 1e-5 is a string to YAML; write 1.0e-05"),
         ("parameters: {learning_rate: [1.0e-5]}", "learning_rate: write `values: [...]`"),
         ("parameters: {learning_rate: {values: null}}", "learning_rate: write `values: [...]`"),
-        ("parameters: {learning_rate: {values: [1.0e-5, 0]}}", "learning_rate: 0 is not a rate"),
-        ("parameters: {learning_rate: {values: [-1.0e-5]}}", "learning_rate: -1e-05 is not a rate"),
-        ("parameters: {learning_rate: {values: [.inf]}}", "learning_rate: inf is not a rate"),
-        ("parameters: {learning_rate: {values: [.nan]}}", "learning_rate: nan is not a rate"),
+        (TRAIN + "parameters: {learning_rate: {values: [1.0e-5, 0]}}", "learning_rate: 0 cannot be"),
+        (TRAIN + "parameters: {learning_rate: {values: [-1.0e-5]}}", "learning_rate: -1e-05 cannot be"),
+        (TRAIN + "parameters: {learning_rate: {values: [.inf]}}", "learning_rate: inf is not a finite number"),
+        (TRAIN + "parameters: {learning_rate: {values: [.nan]}}", "learning_rate: nan is not a finite number"),
+        (TRAIN + "parameters: {max_steps: {values: [10, 0]}}", "max_steps: 0 trains nothing"),
+        (TRAIN + "parameters: {model_name_or_path: {values: [./no]}}", "model_name_or_path ./no: no such folder"),
+        ("program: train.py\n" + RATES, "model_name_or_path and dataset_name are needed"),
         (RATES + "run_cap: two", "run_cap: two must be a whole number"),
         (RATES + "run_cap: 0", "run_cap: 0 must be a whole number"),
         (RATES + "method: random", "method: random has no end of its own; add run_cap"),
