@@ -276,10 +276,10 @@ class Experiment:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.sweep, self.output = options, None, options.output
-        self.poll_seconds = POLL_SECONDS[options.server]
         self.config = None if options.resume else read_sweep(options.sweep)
         if options.resume:
             self.sweep, self.output = remembered(options)
+        self.poll_seconds = POLL_SECONDS[options.server]
         if LATEST.is_dir() and not LATEST.is_symlink():
             raise InputError(f"{LATEST} is a folder; move it: it is to be the link to the newest experiment")
         writable(self.output or OUTPUTS)
@@ -342,19 +342,24 @@ class Experiment:
     def finish(self, runs: list[dict], total: int | None, processes: list[subprocess.Popen]) -> int:
         """Name what went wrong, and write the report of what there is."""
         refused, failed = refusals(self.output, processes), broken(runs, total, self.config)
-        for line in refused or [*failed, *(causes(self.output, processes) if failed else [])]:
+        trained, ill = any(run["step"] is not None for run in runs), any(process.returncode for process in processes)
+        if refused and not trained:
+            failed = []  # nothing was tried
+        for line in [*refused, *failed, *(causes(self.output, processes) if (failed or ill) and not refused else [])]:
             print(line, file=sys.stderr)
-        if failed or refused:
+        if failed:
             print(f"to try these again: {self.again('--retry-failed')}", file=sys.stderr)
         code = 0
-        if any(run["step"] is not None for run in runs):
+        if trained:
             command = [sys.executable, "-m", "analysis", self.sweep, "--output", str(self.output)]
             code = subprocess.run(command).returncode
         else:
             print("no run has logged anything: no report", file=sys.stderr)
         if self.options.server == "local":
             print(f"to see the runs again: python -m local_wandb --data {LOCAL_DATA}")
-        return 2 if refused else 1 if failed or any(process.returncode for process in processes) else code
+        if refused and not trained:
+            return 2
+        return 1 if refused or failed or ill or not trained else code
 
     def remember(self) -> None:
         """Make the output folder, with the recipe as used and what --resume needs, and point outputs/latest to it."""
