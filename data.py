@@ -80,7 +80,7 @@ def check_folder(folder: Path, configuration: str | None) -> None:
     if (folder / "README.md").exists() and "configs:" in (folder / "README.md").read_text(encoding="utf-8"):
         return  # it says itself which file belongs to which split
     splits = load_dataset_builder(str(folder), configuration).config.data_files
-    taken = [Path(file).relative_to(os.path.abspath(folder)) for files in splits.values() for file in files]
+    taken = [Path(file).relative_to(os.path.realpath(folder)) for files in splits.values() for file in files]
     unclear = {file.relative_to(folder) for file in data_files(folder)} - set(taken)
     if len(taken) > 1 and list(splits) == ["train"]:
         unclear |= {file for file in taken if "train" not in str(file)}

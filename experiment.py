@@ -21,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
 
+import inputs
 from analysis.files import InputError
 from local_server import Server
 from progress import Progress, ended, label, varied
@@ -34,7 +35,7 @@ OUTPUTS, LATEST = Path("outputs"), Path("outputs/latest")
 LOCAL_DATA = OUTPUTS / "local_wandb"
 ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
 PROJECT = "learning-rate-exploration"  # where neither the sweep nor WANDB_PROJECT names one
-STARTER_DATA = Path("starter/data/test.jsonl")
+STARTER_DATA = Path("starter/data")
 POLL_SECONDS = {"local": 3, "cloud": 15}  # how often the runs' state is read; W&B's cloud limits requests
 END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
 LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
@@ -80,9 +81,6 @@ def read_sweep(path: Path) -> dict:
         for value in (*values, parameter.get("min"), parameter.get("max")):
             if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
                 raise InputError(f"{path}: {name}: {value} is a string to YAML; write {float(value):.1e}")
-        for value in values if name == "learning_rate" else ():
-            if value is not None and not positive(value):
-                raise InputError(f"{path}: learning_rate: {value} is not a rate; it must be a finite number above 0")
     cap = sweep.get("run_cap")
     if cap is not None and not (type(cap) is int and cap > 0):
         raise InputError(f"{path}: run_cap: {cap} must be a whole number from 1 up")
@@ -92,17 +90,38 @@ def read_sweep(path: Path) -> dict:
         raise InputError(f"{path}: program: {program}: there is no such file")
     if (recipe := recipe_of(sweep)) is not None:
         read_yaml(recipe, f"{path}: --config")
+    check_points(path, sweep)
     return sweep
 
 
-def positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+def check_points(path: Path, sweep: dict) -> None:
+    """Raise InputError for what train.py would refuse, with each value that a parameter takes."""
+    words = [str(word) for word in sweep.get("command") or ("${program}", "${args}")]
+    names = [Path(str(sweep.get("program")) if word == "${program}" else word).name for word in words]
+    if "train.py" not in names:
+        return
+    flags = words[names.index("train.py") + 1 :]
+    for name, parameter in sweep["parameters"].items():
+        for value in parameter.get("values", [parameter.get("value")]):
+            given = [] if value is None else [f"--{name}={value}"]
+            try:
+                inputs.check([word for flag in flags for word in (given if flag == "${args}" else [flag])])
+            except inputs.InputError as error:
+                raise InputError(f"{path}: {error}") from error
 
 
 def recipe_of(sweep: dict) -> Path | None:
     """The recipe that the sweep's command names."""
     words = [str(word) for word in sweep.get("command") or ()]
     return next((Path(word) for flag, word in itertools.pairwise(words) if flag == "--config"), None)
+
+
+def make_starter_data(sweep: dict) -> None:
+    """Once, before several agents would make them at the same time."""
+    recipe = recipe_of(sweep)
+    used = recipe and Path(str(read_yaml(recipe, "--config").get("dataset_name"))) == STARTER_DATA
+    if used and not STARTER_DATA.exists():
+        subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
 
 
 def create_sweep(path: Path, sweep: dict) -> str:
@@ -163,28 +182,39 @@ def agents(sweep: str, output: Path, command: list[str], gpus: list[str], line: 
             processes.append(process)
         yield processes
     finally:
-        working = [process for process in processes if process.poll() is None]
+        if any(process.poll() is None for process in processes):
+            print("\nstopping; the runs send their last rows (Ctrl-C again gives these up)", file=sys.stderr)
         try:
-            if working:
-                print("\nstopping; the runs send their last rows (Ctrl-C again gives these up)", file=sys.stderr)
-            for process in working:
-                process.terminate()  # both kinds of agent let their runs finish the upload first
+            for process in processes:
+                # Both kinds of agent let their runs finish the upload first; one that was killed may have left its run.
+                left = session(process.pid)
+                send(signal.SIGTERM, [pid for pid, parent in left.items() if parent not in left])
             deadline = time.monotonic() + END_SECONDS
-            for process in working:
-                process.wait(deadline - time.monotonic())
-        except (subprocess.TimeoutExpired, KeyboardInterrupt, SystemExit):
+            while any(process.poll() is None or session(process.pid) for process in processes):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                time.sleep(0.2)
+        except (TimeoutError, KeyboardInterrupt, SystemExit):
             print("killed; rows that had not been sent are lost", file=sys.stderr)
-            for process in working:
-                kill_session(process.pid)
-                process.wait()
+            for process in processes:
+                send(signal.SIGKILL, session(process.pid))
 
 
-def kill_session(leader: int) -> None:
-    """Kill an agent and what it has started (W&B's agent gives each run a process group of its own)."""
+def send(number: int, processes: Iterable[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def session(leader: int) -> dict[int, int]:
+    """What an agent has started and still works, and each one's parent; W&B's agent gives runs groups of their own."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            if int(stat.read_text().rpartition(")")[2].split()[3]) == leader:
-                os.kill(int(stat.parent.name), signal.SIGKILL)
+            state, parent, _, number = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(number) == leader and state != "Z":
+                found[int(stat.parent.name)] = int(parent)
+    return found
 
 
 def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
@@ -246,10 +276,10 @@ class Experiment:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.sweep, self.output = options, None, options.output
-        self.poll_seconds = POLL_SECONDS[options.server]
         self.config = None if options.resume else read_sweep(options.sweep)
         if options.resume:
             self.sweep, self.output = remembered(options)
+        self.poll_seconds = POLL_SECONDS[options.server]
         if LATEST.is_dir() and not LATEST.is_symlink():
             raise InputError(f"{LATEST} is a folder; move it: it is to be the link to the newest experiment")
         writable(self.output or OUTPUTS)
@@ -261,9 +291,8 @@ class Experiment:
         gpus = devices()
         if server:
             server.ready()
-        if not STARTER_DATA.exists():
-            subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
         if self.sweep is None:
+            make_starter_data(self.config)
             self.sweep = create_sweep(self.options.sweep, self.config)
         api = pull.connect()
         sweep = pull.find(api, self.sweep)
@@ -313,19 +342,24 @@ class Experiment:
     def finish(self, runs: list[dict], total: int | None, processes: list[subprocess.Popen]) -> int:
         """Name what went wrong, and write the report of what there is."""
         refused, failed = refusals(self.output, processes), broken(runs, total, self.config)
-        for line in refused or [*failed, *(causes(self.output, processes) if failed else [])]:
+        trained, ill = any(run["step"] is not None for run in runs), any(process.returncode for process in processes)
+        if refused and not trained:
+            failed = []  # nothing was tried
+        for line in [*refused, *failed, *(causes(self.output, processes) if (failed or ill) and not refused else [])]:
             print(line, file=sys.stderr)
-        if failed or refused:
+        if failed:
             print(f"to try these again: {self.again('--retry-failed')}", file=sys.stderr)
         code = 0
-        if any(run["step"] is not None for run in runs):
+        if trained:
             command = [sys.executable, "-m", "analysis", self.sweep, "--output", str(self.output)]
             code = subprocess.run(command).returncode
         else:
             print("no run has logged anything: no report", file=sys.stderr)
         if self.options.server == "local":
             print(f"to see the runs again: python -m local_wandb --data {LOCAL_DATA}")
-        return 2 if refused else 1 if failed or any(process.returncode for process in processes) else code
+        if refused and not trained:
+            return 2
+        return 1 if refused or failed or ill or not trained else code
 
     def remember(self) -> None:
         """Make the output folder, with the recipe as used and what --resume needs, and point outputs/latest to it."""

@@ -16,10 +16,10 @@ from analysis.files import InputError
 
 START_SECONDS = 30
 # The server lives as long as somebody holds the other end of its standard input: experiment.py and its agents. So it
-# outlives an experiment.py that is killed until the agents' last upload, and no longer.
+# outlives an experiment.py that is killed until the agents' last upload, and no longer. (setpriv: nor this shell.)
 COMMAND = """
 exec 3<&0
-"$@" </dev/null 3<&- & server=$!
+setpriv --pdeathsig TERM "$@" </dev/null 3<&- & server=$!
 cat <&3 >/dev/null &
 wait -n
 kill $server $! 2>/dev/null

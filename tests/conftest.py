@@ -87,6 +87,18 @@ def checkout(tmp_path):
     return folder
 
 
+@pytest.fixture
+def experiment(checkout):
+    """Runs experiment.py with these arguments, in a checkout of its own."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, "experiment.py", *map(str, arguments)]
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        return subprocess.run(command, cwd=checkout, env=plain, capture_output=True, text=True)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The server that tests share: use a project of your own (WANDB_PROJECT) where others could disturb you."""

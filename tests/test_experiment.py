@@ -1,13 +1,10 @@
 """The whole flow with W&B's own client against local_wandb: sweep, agent, train.py, analysis."""
 
-import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,18 +38,6 @@ def tiny_sweep(tmp_path):
 
 def run_data(output: Path, rate: str) -> dict:
     (run,) = json.loads((output / f"lr_{rate}" / "run_data.json").read_text())["runs"]
-    return run
-
-
-@pytest.fixture
-def experiment(checkout):
-    """Runs experiment.py with these arguments, in a checkout of its own."""
-
-    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "experiment.py", *map(str, arguments)]
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        return subprocess.run(command, cwd=checkout, env=plain | environment, capture_output=True, text=True)
-
     return run
 
 
@@ -120,6 +105,7 @@ def test_the_flows_of_the_readme(flow, tiny_sweep, server, checkout, tmp_path):
 
 
 RATES = "parameters: {learning_rate: {values: [1.0e-5]}}\n"
+TRAIN = "program: train.py\ncommand: [python, '${program}', --config, recipes/starter.yaml, '${args}']\n"
 NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for before, letter in pairwise("abcdefghi"))
 
 
@@ -130,10 +116,13 @@ NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for be
         ("parameters: {learning_rate: {value: 1e-5}}", "learning_rate: 1e-5 is a string to YAML; write 1.0e-05"),
         ("parameters: {learning_rate: [1.0e-5]}", "learning_rate: write `values: [...]`"),
         ("parameters: {learning_rate: {values: null}}", "learning_rate: write `values: [...]`"),
-        ("parameters: {learning_rate: {values: [1.0e-5, 0]}}", "learning_rate: 0 is not a rate"),
-        ("parameters: {learning_rate: {values: [-1.0e-5]}}", "learning_rate: -1e-05 is not a rate"),
-        ("parameters: {learning_rate: {values: [.inf]}}", "learning_rate: inf is not a rate"),
-        ("parameters: {learning_rate: {values: [.nan]}}", "learning_rate: nan is not a rate"),
+        (TRAIN + "parameters: {learning_rate: {values: [1.0e-5, 0]}}", "learning_rate: 0 cannot be"),
+        (TRAIN + "parameters: {learning_rate: {values: [-1.0e-5]}}", "learning_rate: -1e-05 cannot be"),
+        (TRAIN + "parameters: {learning_rate: {values: [.inf]}}", "learning_rate: inf is not a finite number"),
+        (TRAIN + "parameters: {learning_rate: {values: [.nan]}}", "learning_rate: nan is not a finite number"),
+        (TRAIN + "parameters: {max_steps: {values: [10, 0]}}", "max_steps: 0 trains nothing"),
+        (TRAIN + "parameters: {model_name_or_path: {values: [./no]}}", "model_name_or_path ./no: no such folder"),
+        ("program: train.py\n" + RATES, "model_name_or_path and dataset_name are needed"),
         (RATES + "run_cap: two", "run_cap: two must be a whole number"),
         (RATES + "run_cap: 0", "run_cap: 0 must be a whole number"),
         (RATES + "method: random", "method: random has no end of its own; add run_cap"),
@@ -192,58 +181,6 @@ def test_what_train_refuses_is_shown(experiment, tiny_sweep):
     assert "no run has logged anything: no report" in result.stderr
 
 
-# What can go wrong around a training, with a training that takes no time: any program logs as train.py does.
-TOY = """
-import signal, sys, time, wandb
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-point = dict(word[2:].split("=") for word in sys.argv[1:] if "=" in word)
-with wandb.init(config={"max_steps": 40}) as run:
-    for step in range(1, 41):
-        run.log({"train/global_step": step, "train/loss": 1 / step})
-        time.sleep(float(point["pause"]))
-    if float(point["learning_rate"]) > 0.1:
-        raise ValueError("this rate is too high")
-"""
-
-
-@pytest.fixture
-def toy_sweep(checkout):
-    """Writes a sweep of these rates, whose runs take 40 `pause`s; returns its path."""
-
-    def write(*rates: float, pause: float = 0.0) -> Path:
-        (checkout / "toy.py").write_text(TOY)
-        parameters = {"learning_rate": {"values": list(rates)}, "pause": {"value": pause}}
-        sweep = {"program": "toy.py", "method": "grid", "name": "toy", "parameters": parameters}
-        path = checkout / "toy.yaml"
-        path.write_text(yaml.safe_dump(sweep))
-        return path
-
-    return write
-
-
-def test_a_failed_point_is_named_with_its_cause_and_can_be_tried_again(experiment, checkout, toy_sweep):
-    sweep, recipe = toy_sweep(0.2, 0.01), checkout / "recipe.yaml"
-    (checkout / "wandb").mkdir()
-    (checkout / "wandb" / "settings").write_text("[default]\nmode = offline\n")  # as `wandb offline` leaves it
-    recipe.write_text("max_steps: 40\n")
-    sweep.write_text(sweep.read_text() + "command: [python, toy.py, --config, recipe.yaml, '${args}']\n")
-    result = experiment("--sweep", sweep, "--one-by-one")
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "learning_rate=0.2: failed, step 40 of 40, loss 0.025" in result.stderr
-    assert "learning_rate=0.01: finished, step 40 of 40, loss 0.025" in result.stdout
-    cause = "agent 0 went on after a failure: ValueError: this rate is too high (all of it: outputs/toy-"
-    assert cause in result.stderr
-    again = re.search(r"^to try these again: python (experiment.py .*)$", result.stderr, re.MULTILINE)[1]
-    recipe.write_text("max_steps: 41\n")
-    result = experiment(*again.split()[1:])
-    assert result.returncode == 2 and "recipe.yaml is not what this sweep began with" in result.stderr
-    recipe.write_text("max_steps: 40\n")
-    (checkout / "toy.py").write_text(TOY.replace("> 0.1", "> 0.3"))
-    result = experiment(*again.split()[1:])
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert len(list((checkout / "outputs").glob("toy-*"))) == 1
-
-
 def test_a_point_that_nobody_ran_is_named():
     sweep = {"method": "grid", "parameters": {"learning_rate": {"values": [1, 2.0, 3]}, "seed": {"value": 0}}}
     done = {"state": "finished", "config": {"learning_rate": 2, "seed": 0, "r": 8}}
@@ -252,70 +189,6 @@ def test_a_point_that_nobody_ran_is_named():
     sweep["parameters"]["learning_rate"] = {"min": 1, "max": 3}
     assert experiment_module.broken([done], 3, sweep) == ["2 runs of 3 are missing"]
     assert experiment_module.broken([done], 1, sweep) == []
-
-
-def start(checkout: Path, *arguments: str | Path) -> subprocess.Popen:
-    """experiment.py in the checkout, once a run has begun to log."""
-    command = [sys.executable, "experiment.py", *map(str, arguments)]
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    with open(checkout / "printed", "w") as printed:
-        process = subprocess.Popen(command, cwd=checkout, env=plain, stdout=printed, stderr=printed)
-    log = checkout / "outputs/latest/agent-0.log"
-    wait(lambda: log.exists() and "Syncing run" in log.read_text())
-    return process
-
-
-def wait(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
-def processes_in(folder: Path) -> list[str]:
-    """What still works in a folder, whoever started it."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if Path(os.readlink(process / "cwd")) == folder:
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-    return found
-
-
-def test_a_killed_experiment_leaves_no_orphan_and_no_lost_row(checkout, toy_sweep, experiment):
-    process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.5), "--one-by-one")
-    process.kill()
-    process.wait()
-    wait(lambda: not processes_in(checkout))  # the agent ends its run, which sends its rows; then the server ends
-    (checkout / "toy.py").write_text(TOY.replace("time.sleep(", "("))
-    result = experiment("--resume", "--retry-failed", "--one-by-one")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "learning_rate=0.1: finished, step 40 of 40" in result.stdout
-
-
-def test_an_interrupted_experiment_says_how_to_go_on(checkout, toy_sweep, experiment):
-    process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.5), "--one-by-one")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert not processes_in(checkout)
-    printed = (checkout / "printed").read_text()
-    assert "stopping; the runs send their last rows (Ctrl-C again gives these up)" in printed
-    assert re.search(
-        r"To go on: python experiment.py --resume local/learning-rate-exploration/\w+ --one-by-one$", printed
-    )
-    assert "Traceback" not in printed
-
-
-def test_a_server_that_dies_comes_back_and_the_run_loses_nothing(checkout, toy_sweep):
-    process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.2), "--one-by-one")
-    lock = checkout / "outputs/local_wandb/lock"
-    first = int(lock.read_text())
-    os.kill(first, signal.SIGKILL)
-    assert process.wait(120) == 0, (checkout / "printed").read_text()
-    assert "the local server has died; it serves again" in (checkout / "printed").read_text()
-    rows = run_data(checkout / "outputs/latest", "0.1")["history"]
-    assert [row["train/global_step"] for row in rows] == list(range(1, 41))
-    assert not processes_in(checkout)
 
 
 def test_nothing_to_resume_is_named(experiment):
