@@ -152,7 +152,7 @@ def test_an_unfit_model_is_one_line(online, name, revision, message):
 )
 def test_an_unfit_data_set_is_one_line(online, name, revision, message):
     line = online.submit(splits, name, revision).result()
-    assert line.startswith(f"dataset_name {name!r}: ") and "\n" not in line
+    assert line.startswith(f"dataset_name {name}: ") and "\n" not in line
     assert re.search(message, line), line
 
 
@@ -188,6 +188,7 @@ def test_a_run_from_the_cache_records_both_commits(hub, home, offline, server, t
     variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "WANDB_PROJECT": "hub"}
     result = server.run(sys.executable, "train.py", *flags, *small, cwd=ROOT, env=variables, timeout=300)
     assert result.returncode == 0, result.stderr
+    assert "train (train): 80 rows" in result.stdout and "⟦0 and one" in result.stdout
     (folder,) = tmp_path.iterdir()
     code = "import json, sys, wandb; print(json.dumps(dict(wandb.Api().run(sys.argv[1]).config)))"
     config = json.loads(server.run(sys.executable, "-c", code, f"local/hub/{folder.name}").stdout)
