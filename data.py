@@ -51,7 +51,7 @@ def load_split(data: DataConfig, split: str, assistant_only_loss: bool = False) 
     if Path(split).suffix in DATA_FORMATS:
         source, part, name = split, "train", split
     path = Path(source)
-    if path == BUILT_IN and not path.exists():
+    if path == BUILT_IN and not (path / "test.jsonl").exists():  # the last that is written
         subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
     try:
         if path.is_file():

@@ -34,7 +34,6 @@ OUTPUTS, LATEST = Path("outputs"), Path("outputs/latest")
 LOCAL_DATA = OUTPUTS / "local_wandb"
 ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
 PROJECT = "learning-rate-exploration"  # where neither the sweep nor WANDB_PROJECT names one
-STARTER_DATA = Path("starter/data/test.jsonl")
 POLL_SECONDS = {"local": 3, "cloud": 15}  # how often the runs' state is read; W&B's cloud limits requests
 END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
 LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
@@ -261,8 +260,6 @@ class Experiment:
         gpus = devices()
         if server:
             server.ready()
-        if not STARTER_DATA.exists():
-            subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
         if self.sweep is None:
             self.sweep = create_sweep(self.options.sweep, self.config)
         api = pull.connect()
