@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-experiment: .venv/installed starter/data/test.jsonl
+experiment: .venv/installed
 	$(BIN)/python experiment.py
 
 test: .venv/installed-tests starter/data/test.jsonl

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, load_dataset, load_dataset_builder
-from datasets.exceptions import DatasetGenerationCastError, DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 from pyarrow import compute
@@ -51,7 +51,7 @@ def load_split(data: DataConfig, split: str, assistant_only_loss: bool = False) 
     if Path(split).suffix in DATA_FORMATS:
         source, part, name = split, "train", split
     path = Path(source)
-    if path == BUILT_IN and not path.exists():
+    if path == BUILT_IN and not (path / "test.jsonl").exists():  # the last that is written
         subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
     try:
         if path.is_file():
@@ -117,7 +117,7 @@ def broken_file(path: Path) -> str | None:
 def advice(source: str, error: Exception) -> str:
     if "gated" in str(error):
         return f"; ask for access at https://huggingface.co/datasets/{source} and log in: hf auth login"
-    if isinstance(error, DatasetGenerationCastError):
+    if "Couldn't cast" in str(error.__cause__):
         return ": all files of a data set need the same columns"
     if "Unknown split" in str(error) and Path(source).is_file():
         return "; slice the file, as train[:-400] and train[-400:], or give a second file as dataset_test_split"
@@ -215,7 +215,7 @@ def what_was_read(data: DataConfig, train: Dataset, test: Dataset, trainer) -> s
     epochs = settings.num_train_epochs
     steps = settings.max_steps if settings.max_steps > 0 else math.ceil(epochs * math.ceil(rows / batch))
     lines += [
-        f"{steps} steps of {batch} rows: {steps * batch / rows:.2g} times over the training rows",
+        f"{steps} steps of {batch} rows, {steps * batch / rows:.2g} epochs",
         "the first row; ⟦⟧ is what the loss counts:",
         marked(trainer.train_dataset[0], trainer.processing_class),
     ]

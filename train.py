@@ -52,10 +52,11 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX_NAME
 from transformers.utils.hub import cached_files
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import create_model_from_path
 
-from data import DataConfig, commit, fingerprint, load_splits, what_was_read
+from data import DataConfig, commit, fingerprint, is_conversational, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
 
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
@@ -166,7 +167,6 @@ class Parser(TrlParser):
 
 def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
     """Recipe and flags to configurations; InputError names a key that TRL does not know, or a value that is unfit."""
-    inputs.check(arguments)
     recipe, flags = inputs.read(arguments)
     parser = Parser()
     known = {action.dest for action in parser._actions}
@@ -175,6 +175,7 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise InputError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    inputs.check(arguments)
     parser.take(recipe)
     try:
         data, training, base = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
@@ -232,6 +233,23 @@ def check_model(base: BaseConfig) -> None:
     if base.lora_target_modules == "all-linear" and (experts := expert_count(config)):
         hint = "use lora_target_modules: [q_proj, k_proj, v_proj, o_proj]"
         raise InputError(f"{name} has {experts} experts in one tensor, which all-linear cannot adapt alone; {hint}")
+
+
+def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> None:
+    """Raise InputError for conversations that the model's tokenizer cannot write, or not mark the answers of."""
+    if not is_conversational(rows) or training.chat_template_path:
+        return
+    tokenizer = AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+    name = f"model_name_or_path {base.model_name_or_path!r}"
+    if not tokenizer.chat_template:
+        hint = "set chat_template_path, or give rows of prompt + completion as plain text"
+        raise InputError(f"{name} has no chat template, which rows of turns need; {hint}")
+    if training.assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
+        try:
+            get_training_chat_template(tokenizer)  # TRL has one for each well-known template
+        except ValueError as error:
+            hint = "mark them with {% generation %}, or give rows of prompt + completion"
+            raise InputError(f"assistant_only_loss: the chat template of {name} marks no answers; {hint}") from error
 
 
 def quantization(config: PreTrainedConfig) -> dict:
@@ -522,6 +540,7 @@ def describe_data(trainer: Trainer, train: Dataset, test: Dataset) -> dict:
     """The config entries about the rows as they were read, and as the trainer has tokenised them."""
     return {
         "data_fingerprint": fingerprint(train, test),
+        "rows_in_both_splits": shared_rows(train, test),
         "train_examples": len(trainer.train_dataset),
         "eval_examples": len(trainer.eval_dataset),
         "train_tokens": sum(map(len, trainer.train_dataset["input_ids"])),
@@ -582,6 +601,7 @@ def read_data(data: DataConfig, training: TrainConfig, base: BaseConfig) -> tupl
     """The two splits. Whatever can be wrong before a run begins is an InputError here."""
     splits = load_splits(data, training.assistant_only_loss)
     check_model(base)
+    check_template(base, training, splits[0])
     if PartialState().num_processes == 1 and torch.cuda.device_count() > 1:
         raise InputError("several GPUs are visible: set CUDA_VISIBLE_DEVICES to one, or start with accelerate launch")
     try:

@@ -92,6 +92,7 @@ class Shared:
         self.model = train.load_model(first.base, first.training)
         first.equip(twin(self.model), splits)
         trainer = first.trainer
+        print(train.what_was_read(first.data, *splits, trainer), flush=True)
         self.described = train.describe_data(trainer, *splits)
         self.splits = trainer.train_dataset, trainer.eval_dataset
         self.questions = trainer.questions()

@@ -13,6 +13,7 @@ copied into the repository.
 import argparse
 import ast
 import json
+import os
 import random
 import sys
 import sysconfig
@@ -104,7 +105,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     splits = build(Path(sysconfig.get_paths()["stdlib"]), options.characters, options.per_module)
     for split, rows in splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        new = folder / f".{split}.{os.getpid()}"  # whoever reads meanwhile, or writes, sees whole files alone
+        new.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        new.replace(folder / f"{split}.jsonl")
         modules = len({row["module"] for row in rows})
         print(f"{folder / split}.jsonl: {len(rows)} functions of {modules} modules of Python {sys.version.split()[0]}")
 

@@ -2,12 +2,12 @@
 
 import json
 import multiprocessing
-import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import datasets
 import huggingface_hub.constants
 import pytest
 
@@ -57,26 +57,25 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("hf_home")
 
 
-def client(hub: Hub, home: Path, **variables: str) -> ProcessPoolExecutor:
+@pytest.fixture(scope="module")
+def online(hub, home):
     """A process whose Hugging Face libraries know this Hub alone; they read their environment when imported."""
-    changed = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"} | variables
-    kept = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-    pool.submit(small_chunks).result()
-    for name, value in kept.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-    return pool
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", hub.url)
+        environment.setenv("HF_HOME", str(home))
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        pool.submit(small_chunks).result()
+    with pool:
+        yield pool
 
 
 def small_chunks() -> None:
     huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = SMALL_CHUNK
 
 
-@pytest.fixture(scope="module")
-def online(hub, home):
-    with client(hub, home) as pool:
-        yield pool
+def go_offline() -> None:
+    """What HF_HUB_OFFLINE=1 sets at import."""
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def model(name: str, revision: str = "main") -> str:
@@ -152,13 +151,13 @@ def test_an_unfit_model_is_one_line(online, name, revision, message):
 )
 def test_an_unfit_data_set_is_one_line(online, name, revision, message):
     line = online.submit(splits, name, revision).result()
-    assert line.startswith(f"dataset_name {name!r}: ") and "\n" not in line
+    assert line.startswith(f"dataset_name {name}: ") and "\n" not in line
     assert re.search(message, line), line
 
 
 @pytest.fixture(scope="module")
-def offline(hub, home, online):
-    """A client with what `online` has fetched, after the Hub has gone."""
+def offline(hub, online):
+    """The same process, after the Hub has gone."""
     for revision in ("v1", "main"):
         online.submit(model, "acme/base", revision).result()
         online.submit(splits, "acme/chat", revision).result()
@@ -166,8 +165,8 @@ def offline(hub, home, online):
     half = online.submit(model, "acme/half").result()
     assert half.startswith("model_name_or_path 'acme/half': peer closed connection"), half
     hub.stop()
-    with client(hub, home, HF_HUB_OFFLINE="1") as pool:
-        yield pool
+    online.submit(go_offline).result()
+    return online
 
 
 def test_the_cache_gives_the_revision_that_is_asked_for_or_refuses(hub, offline):
@@ -188,6 +187,7 @@ def test_a_run_from_the_cache_records_both_commits(hub, home, offline, server, t
     variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "WANDB_PROJECT": "hub"}
     result = server.run(sys.executable, "train.py", *flags, *small, cwd=ROOT, env=variables, timeout=300)
     assert result.returncode == 0, result.stderr
+    assert "train (train): 80 rows" in result.stdout and "⟦0 and one" in result.stdout
     (folder,) = tmp_path.iterdir()
     code = "import json, sys, wandb; print(json.dumps(dict(wandb.Api().run(sys.argv[1]).config)))"
     config = json.loads(server.run(sys.executable, "-c", code, f"local/hub/{folder.name}").stdout)

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,17 +213,26 @@ def write(path: Path, text: str) -> str:
     [
         ([*STARTER, "--lora_rank", "8"], "unknown key 'lora_rank'"),
         ([*STARTER, "--learning_rat=1"], "did you mean 'learning_rate'"),
-        (["--config", "{recipe with lora_rank: 8}"], "unknown key 'lora_rank'; did you mean"),
-        (["--config", "{recipe with env: {WANDB_API_KEY: x}}"], "remove the block env"),
-        (["--config", "{recipe with - 1}"], "expected `key: value`"),
+        (["{recipe with lora_rank: 8}"], "unknown key 'lora_rank'; did you mean"),
+        (["{recipe with env: {WANDB_API_KEY: x}}"], "remove the block env"),
+        (["{recipe with - 1}"], "expected `key: value`"),
         (["--config", "no-such-recipe.yaml"], "no-such-recipe.yaml: .*No such file"),
         (["--learning_rate", "1.0e-4"], "model_name_or_path and dataset_name are needed"),
         ([*STARTER, "--packing", "true"], "packing: True is not possible here, use false"),
         ([*STARTER, "--fp16", "true"], "fp16: True is not possible here"),
         ([*STARTER, "--logging_steps", "10"], "logging_steps: 10 is not possible here, use 1"),
         ([*STARTER, "--trust_remote_code", "true"], "trust_remote_code"),
-        (["--config=recipes/starter.yaml"], "two words"),
         ([*STARTER, "--load_in_8bit", "true"], "8 bit and 4 bit"),
+        ([*STARTER, "--max_steps", "1"], "max_steps: 1 ends in the warm-up, before learning_rate is reached"),
+        ([*STARTER, "--warmup_steps", "100"], "max_steps: 100 ends in the warm-up"),
+        ([*STARTER, "--max_steps", "two"], "argument --max_steps.*invalid int value: 'two'"),
+        ([*STARTER, "--weight_decay", "nan"], "weight_decay: nan is not a finite number"),
+        ([*STARTER, "left over"], "left over"),
+        ([*STARTER, "{recipe with learning_rate: [1.0e-4, 2.0e-4]}"], "learning_rate: .* is no number; .*sweep.yaml"),
+        ([*STARTER, "{recipe with max_steps: 100.5}"], "argument --max_steps.*invalid int value: '100.5'"),
+        ([*STARTER, "{recipe with max_steps: true}"], "argument --max_steps.*invalid int value: 'True'"),
+        ([*STARTER, "{recipe with max_steps:}"], "max_steps: no value; the default is -1"),
+        ([*STARTER, "{recipe with lr_scheduler_type: linaer}"], "linaer"),
         pytest.param(
             [*STARTER, "--bf16", "true"], "needs a GPU.*starter.yaml",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
@@ -229,40 +240,44 @@ def write(path: Path, text: str) -> str:
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(arguments, message, tmp_path):
-    arguments = [
-        write(tmp_path / "recipe.yaml", argument[13:-1]) if argument.startswith("{recipe") else argument
-        for argument in arguments
-    ]
+    if arguments[-1].startswith("{recipe with "):
+        starter = Path(STARTER[1]).read_text() if arguments[:2] == STARTER else ""
+        arguments = ["--config", write(tmp_path / "recipe.yaml", starter + arguments[-1][13:-1])]
     with pytest.raises(train.InputError, match=message):
         train.parse(arguments)
 
 
 @pytest.mark.parametrize(
-    ("rows", "split", "message"),
+    ("name", "content", "message"),
     [
-        ('{"question": "a", "answer": "b"}\n', "train", "has columns question, answer; TRL needs messages"),
-        ('{"text": "a"}\n', "train[:0]", "no data"),
-        ('{"text": "a"}\n', "test", 'Unknown split "test"'),
-        ('{"text": ', "train", "An error occurred while generating the dataset"),
-        (None, "train", "give a local directory, a JSONL file or the name of a Hub data set"),
+        ("chat_template.jinja", b"", "'MODEL' has no chat template, which rows of turns need"),
+        ("chat_template.jinja", b"{{ messages }}", "the chat template of .*'MODEL' marks no answers"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "'MODEL': .*header"),
+        ("model.safetensors", b"half of it", "'MODEL': .*not fully covered"),
+        ("tokenizer.json", b"{", "'MODEL': .*"),
+        ("config.json", b"{", "'MODEL': .*config.json"),
+        ("config.json", b'{"model_type": "nonesuch"}', "'MODEL': .*nonesuch"),
     ],
 )
-def test_bad_data_are_named(rows, split, message, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    name = tmp_path / "data.jsonl"
-    if rows:
-        name.write_text(rows)
-    with pytest.raises(train.InputError, match=message) as caught:
-        load_split(train.DataConfig(dataset_name=str(name)), split)
-    assert "\n" not in str(caught.value)
+def test_an_unfit_model_is_named_before_a_run_begins(name, content, message, tmp_path):
+    model, output = tmp_path / "model", tmp_path / "adapters"
+    shutil.copytree("starter/model", model)
+    whole = (model / name).read_bytes()
+    (model / name).write_bytes(whole[: len(whole) // 2] if content == b"half of it" else content)
+    if not content:
+        (model / name).unlink()
+    flags = ["--model_name_or_path", str(model), "--dataset_test_split", "test[:8]", "--output_dir", str(output)]
+    with pytest.raises(train.InputError, match=message.replace("MODEL", re.escape(str(model)))) as caught:
+        train.read_data(*train.parse([*STARTER, *flags]))
+    assert "\n" not in str(caught.value) and not output.exists()
 
 
 def test_one_line_and_exit_code_2():
-    command = [sys.executable, "train.py", *STARTER, "--model_name_or_path", "no/such/model"]
+    command = [sys.executable, "train.py", *STARTER, "--model_name_or_path", "no-such/model"]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("train.py:")]
-    assert "no/such/model" in line and "local directory or a Hub name" in line
+    assert "no-such/model" in line and "local directory or a Hub name" in line
 
 
 def test_sigterm_keeps_every_row_and_exits_with_143(tmp_path):
