@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -76,6 +77,12 @@ EXPERTS = {
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 ATTENTION = ["--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_the_documentation_names_them():
+    table = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    names = {part for name in ALIKE | EXPERTS for part in name.split(", ")}
+    assert {name for name in names if not re.search(rf"\b{re.escape(name)}\b", table)} == set()
 
 
 @pytest.fixture(autouse=True)
