@@ -219,9 +219,21 @@ def test_a_mixture_of_experts_trains_its_attention_in_train_py_alone(name, tmp_p
 )
 def test_other_storage_and_positions_are_refused_by_name(changes, flags, reason, tmp_path):
     configuration = configure(tmp_path, "llama", {}, *flags)
-    path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    rewrite(tmp_path / "model" / "config.json", changes)
     assert reason in unfit(configuration)
     if "rope_parameters" in changes:
         configuration[1].max_length = 256
         assert unfit(configuration) is None
+
+
+def test_a_checkpoint_quantised_otherwise_is_refused_by_both(tmp_path):
+    configuration = configure(tmp_path, "llama", {})
+    rewrite(tmp_path / "model" / "config.json", {"quantization_config": {"quant_method": "mxfp4"}})
+    with pytest.raises(train.InputError, match="is quantised with mxfp4 already; use a checkpoint in bfloat16"):
+        train.check_model(configuration[2])
+    with pytest.raises(train.InputError, match="is quantised with mxfp4"):
+        unfit(configuration)
+
+
+def rewrite(path: Path, changes: dict) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
