@@ -190,6 +190,13 @@ def test_what_the_base_would_drop_is_kept_and_said(tmp_path, capsys):
     assert off.items() <= trainer.model.config.to_dict().items()
 
 
+def test_dropout_that_stays_on_is_refused(tmp_path, monkeypatch):
+    _, training, base = configure(tmp_path, *ALIKE["GPT-2"])
+    monkeypatch.setattr(train, "noise_off", lambda config: {})  # as if its configuration did not have it
+    with pytest.raises(train.InputError, match=r"has dropout 0\.1 in transformer\.drop, which its configuration"):
+        train.load_model(base, training)
+
+
 @pytest.mark.parametrize("name", EXPERTS)
 def test_a_mixture_of_experts_trains_its_attention_in_train_py_alone(name, tmp_path, monkeypatch, capsys):
     data, training, base = configuration = configure(tmp_path, *EXPERTS[name], *ATTENTION)
