@@ -424,17 +424,22 @@ def model_arguments(base: BaseConfig, training: TrainConfig) -> dict:
 
 
 def load_model(base: BaseConfig, training: TrainConfig) -> PreTrainedModel:
-    """The base as SFTTrainer would load it from its name, its dropout off."""
+    """The base as SFTTrainer would load it from its name, its dropout off; InputError if some stays on."""
     if noise := noise_off(AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)):
         print(f"train.py: the base model's dropout is off, its noise would blur the comparison: {noise}")
     device_map = {"device_map": None} if PartialState().num_processes > 1 else {}  # each process has its own GPU
-    return create_model_from_path(
+    model = create_model_from_path(
         base.model_name_or_path,
         quantization_config=get_quantization_config(base),
         trust_remote_code=False,
         **device_map,
         **model_arguments(base, training),
     )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            what = f"dropout {module.p:g} in {name}, which its configuration cannot turn off"
+            raise InputError(f"model_name_or_path {base.model_name_or_path!r} has {what}; use another model")
+    return model
 
 
 def dequantised(layer: nn.Module) -> torch.Tensor:

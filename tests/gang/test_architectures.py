@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -76,6 +77,12 @@ EXPERTS = {
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 ATTENTION = ["--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_the_documentation_names_them():
+    table = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    names = {part for name in ALIKE | EXPERTS for part in name.split(", ")}
+    assert {name for name in names if not re.search(rf"\b{re.escape(name)}\b", table)} == set()
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +190,13 @@ def test_what_the_base_would_drop_is_kept_and_said(tmp_path, capsys):
     assert off.items() <= trainer.model.config.to_dict().items()
 
 
+def test_dropout_that_stays_on_is_refused(tmp_path, monkeypatch):
+    _, training, base = configure(tmp_path, *ALIKE["GPT-2"])
+    monkeypatch.setattr(train, "noise_off", lambda config: {})  # as if its configuration did not have it
+    with pytest.raises(train.InputError, match=r"has dropout 0\.1 in transformer\.drop, which its configuration"):
+        train.load_model(base, training)
+
+
 @pytest.mark.parametrize("name", EXPERTS)
 def test_a_mixture_of_experts_trains_its_attention_in_train_py_alone(name, tmp_path, monkeypatch, capsys):
     data, training, base = configuration = configure(tmp_path, *EXPERTS[name], *ATTENTION)
@@ -212,9 +226,21 @@ def test_a_mixture_of_experts_trains_its_attention_in_train_py_alone(name, tmp_p
 )
 def test_other_storage_and_positions_are_refused_by_name(changes, flags, reason, tmp_path):
     configuration = configure(tmp_path, "llama", {}, *flags)
-    path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    rewrite(tmp_path / "model" / "config.json", changes)
     assert reason in unfit(configuration)
     if "rope_parameters" in changes:
         configuration[1].max_length = 256
         assert unfit(configuration) is None
+
+
+def test_a_checkpoint_quantised_otherwise_is_refused_by_both(tmp_path):
+    configuration = configure(tmp_path, "llama", {})
+    rewrite(tmp_path / "model" / "config.json", {"quantization_config": {"quant_method": "mxfp4"}})
+    with pytest.raises(train.InputError, match="is quantised with mxfp4 already; use a checkpoint in bfloat16"):
+        train.check_model(configuration[2])
+    with pytest.raises(train.InputError, match="is quantised with mxfp4"):
+        unfit(configuration)
+
+
+def rewrite(path: Path, changes: dict) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
