@@ -1,6 +1,6 @@
 """What a gang computes: the settings and models that it trains as train.py does; it refuses all others by name."""
 
-from transformers import AutoConfig
+from transformers import AutoConfig, SchedulerType
 
 import train
 
@@ -13,6 +13,11 @@ ONLY = {
     "label_smoothing_factor": (0.0,),
     "neftune_noise_alpha": (None,),
     "fp16": (False,),
+    "lr_scheduler_type": tuple(
+        kind.value for kind in SchedulerType if kind.value not in ("reduce_lr_on_plateau", "greedy")
+    ),
+    "eval_strategy": ("no",),  # the steps of train.evaluation_steps, and no others
+    "shuffle_dataset": (False,),  # members share the tokenised rows
     "torch_compile": (False,),
     "save_strategy": ("no",),
     "use_peft": (True,),
@@ -30,6 +35,8 @@ def unfit(configuration: tuple) -> str | None:
     if configuration[1].freeze_a and configuration[1].weight_decay:
         return "freeze_a with weight_decay; a gang has only weight_decay: 0.0"
     _, training, base = configuration
+    if not training.accelerator_config.use_seedable_sampler:
+        return "accelerator_config: use_seedable_sampler: False; a gang has only True"
     train.check_model(base)
     config = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
     name = base.model_name_or_path

@@ -58,7 +58,8 @@ class Member:
         numbers = trainer.set_initial_training_values(training, self.loader)
         self.updates_per_epoch, self.samples, self.batches_per_epoch = numbers[1], numbers[3], numbers[5]
         trainer.state.max_steps, trainer.state.num_train_epochs = numbers[6], numbers[0]
-        trainer.create_scheduler(numbers[6], torch.optim.SGD([torch.zeros(1)], lr=training.learning_rate))
+        schedule = trainer.create_scheduler(numbers[6], torch.optim.SGD([torch.zeros(1)], lr=training.learning_rate))
+        (self.factor,) = schedule.lr_lambdas
         self.token_flops = trainer.floating_point_ops({"input_ids": torch.zeros(1, 1)})
 
     def open(self, sweep: str | None, described: dict, console: bool) -> None:
@@ -103,12 +104,9 @@ class Member:
                 yield position / self.batches_per_epoch, batches, [max(1.0, float(count)) for count in items]
             epoch, position = epoch + 1, (epoch + 1) * self.batches_per_epoch
 
-    def rate(self) -> float:
-        """The learning rate of the next step, by the trainer's scheduler."""
-        rate = self.trainer._get_learning_rate()
-        self.trainer.lr_scheduler.optimizer.step()  # of nothing: PyTorch warns where a scheduler goes on without
-        self.trainer.lr_scheduler.step()
-        return rate
+    def rate(self, number: int) -> float:
+        """The learning rate of a step, from the trainer's scheduler."""
+        return self.training.learning_rate * self.factor(number - 1)
 
     def log_step(self, plan: "Plan", index: int, losses: numpy.ndarray, seconds: float) -> None:
         """The row of a step, for the [micro-batches, 4] that `Step.train` gave for this member."""
@@ -186,7 +184,7 @@ def plans(members: list[Member], rows: int | None) -> Iterator[Plan]:
         epochs, micro, items = zip(*(steps[member.order] for member in members), strict=True)
         pairs = zip(zip(*micro, strict=True), zip(*items, strict=True), strict=True)
         batches = [together(batches, counts, filler, rows) for batches, counts in pairs]
-        rates = [member.rate() for member in members]
+        rates = [member.rate(number) for member in members]
         device_rates = torch.tensor(rates)
         if rows:
             batches, device_rates = [batch.pinned() for batch in batches], device_rates.pin_memory()
