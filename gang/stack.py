@@ -55,12 +55,12 @@ class Stack:
             start = end
 
     def point(self) -> None:
-        """Let the layers look at the matrix."""
-        both = zip(self.windows(self.values), self.windows(self.gradients), self.scaling.T, strict=True)
+        """Let the layers look at the matrix. Graphs hold its addresses: whoever calls this must capture them anew."""
+        both = zip(self.windows(self.values), self.windows(self.gradients), self.scaling.T.contiguous(), strict=True)
         for (name, a, b), (_, a_gradient, b_gradient), scaling in both:
             layer = self.layers[name]
             layer.a, layer.b, layer.a_gradient, layer.b_gradient = a, b, a_gradient, b_gradient
-            layer.scaling = scaling.contiguous()[:, None, None]
+            layer.scaling = scaling[:, None, None]
             layer.freeze_a = self.training.freeze_a
 
     def pairs(self, index: int, member: dict[str, LoraLayer]) -> Iterator[tuple[Tensor, Tensor]]:

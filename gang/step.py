@@ -177,12 +177,14 @@ class Step:
 
     @contextmanager
     def base_alone(self) -> Iterator[None]:
+        adapters = [layer.a for layer in self.layers.values()]
         for layer in self.layers.values():
             layer.a = None
         try:
             yield
-        finally:
-            self.stack.point()
+        finally:  # the same tensors, at the addresses that a graph has captured
+            for layer, a in zip(self.layers.values(), adapters, strict=True):
+                layer.a = a
 
     @torch.no_grad()
     def score(self, tests: list["ScoredRows"]) -> Tensor:
