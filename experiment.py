@@ -320,7 +320,7 @@ class Experiment:
                 watch(states, progress, processes, server, self.poll_seconds)
             for _ in range(20):  # about ten minutes of a server that does not answer
                 if (runs := states()) is not None:
-                    progress.show(runs)
+                    progress.close(runs)
                     return self.finish(runs, total, processes)
                 time.sleep(1)
                 if server and not server.serves():
