@@ -207,14 +207,16 @@ def send(number: int, processes: Iterable[int]) -> None:
 
 
 def session(leader: int) -> dict[int, int]:
-    """What an agent has started and still works, and each one's parent; W&B's agent gives runs groups of their own."""
-    found = {}
+    """What an agent has started and still works, and each one's parent: its session, and the wandb-core of each."""
+    parents, found = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             state, parent, _, number = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(number) == leader and state != "Z":
-                found[int(stat.parent.name)] = int(parent)
-    return found
+            if state != "Z":
+                parents[int(stat.parent.name)] = int(parent)
+                if int(number) == leader:
+                    found[int(stat.parent.name)] = int(parent)
+    return found | {pid: parent for pid, parent in parents.items() if parent in found}
 
 
 def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
@@ -320,7 +322,7 @@ class Experiment:
                 watch(states, progress, processes, server, self.poll_seconds)
             for _ in range(20):  # about ten minutes of a server that does not answer
                 if (runs := states()) is not None:
-                    progress.show(runs)
+                    progress.close(runs)
                     return self.finish(runs, total, processes)
                 time.sleep(1)
                 if server and not server.serves():

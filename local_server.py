@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 from analysis.files import InputError
 
-START_SECONDS = 30
+START_SECONDS, END_SECONDS = 30, 10
 # The server lives as long as somebody holds the other end of its standard input: experiment.py and its agents. So it
 # outlives an experiment.py that is killed until the agents' last upload, and no longer. (setpriv: nor this shell.)
 COMMAND = """
@@ -48,7 +49,11 @@ class Server:
     def __exit__(self, *_) -> None:
         os.close(self.line)
         if self.process:
-            self.process.wait()
+            try:
+                self.process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)  # the server with it; what it had answered is on the disk
+                self.process.wait()
 
     def serves(self) -> bool:
         """Whether a process serves the folder."""

@@ -63,14 +63,25 @@ class Progress:
         if self.terminal:
             self.draw([*self.table(runs or []), self.summary(runs)])
             return
-        for run in runs or []:
-            if run["state"] not in LIVE and self.told.get(run["id"]) != run["state"]:
-                self.told[run["id"]] = run["state"]
-                print(f"{label(run, self.keys)}: {ended(run)}", flush=True)
+        self.tell(runs or [])
         if time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
             rows = [" ".join(row.split()) for row in self.table([run for run in runs or [] if run["state"] in LIVE])]
             print(" · ".join([self.summary(runs), *rows]), flush=True)
+
+    def close(self, runs: list[dict]) -> None:
+        """How the runs stand when the agents have ended."""
+        if self.terminal:
+            self.draw(self.table(runs))
+        else:
+            self.tell(runs)
+
+    def tell(self, runs: list[dict]) -> None:
+        """A line for each run that has ended since the last time."""
+        for run in runs:
+            if run["state"] not in LIVE and self.told.get(run["id"]) != run["state"]:
+                self.told[run["id"]] = run["state"]
+                print(f"{label(run, self.keys)}: {ended(run)}", flush=True)
 
     def table(self, runs: list[dict]) -> list[str]:
         """A line for each run: what varies, step, loss, phase."""

@@ -135,6 +135,19 @@ def test_an_interrupted_experiment_says_how_to_go_on(checkout, toy_sweep, experi
     assert "Traceback" not in printed
 
 
+def test_who_cannot_wait_for_a_stalled_server_interrupts_twice(checkout, toy_sweep):
+    process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.5), "--one-by-one")
+    os.kill(int((checkout / "outputs/local_wandb/lock").read_text()), signal.SIGSTOP)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(2)
+    assert process.wait(60) == 130
+    printed = (checkout / "printed").read_text()
+    assert "killed; rows that had not been sent are lost" in printed and "To go on: " in printed
+    assert "Traceback" not in printed
+    wait(lambda: not processes_in(checkout))
+
+
 def test_a_server_that_dies_comes_back_and_the_run_loses_nothing(checkout, toy_sweep):
     process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.2), "--one-by-one")
     lock = checkout / "outputs/local_wandb/lock"

@@ -3,8 +3,10 @@
 import os
 import signal
 import time
+import urllib.error
 import urllib.request
 from base64 import b64encode
+from urllib.parse import urlsplit
 
 import conftest
 import pytest
@@ -50,14 +52,18 @@ def test_its_own_server_is_revived_on_its_port_and_ends_with_it(tmp_path):
     assert not server.serves()
 
 
-def test_its_page_opens_without_the_key(tmp_path):
+def test_the_address_of_a_page_opens_that_page_without_the_key(tmp_path):
     with Server(tmp_path, None) as server:
         server.ready()
-        address = server.page(os.environ["WANDB_BASE_URL"] + "/local/x/sweeps/y")
-        assert os.environ["WANDB_API_KEY"] not in address
-        home = server.page(os.environ["WANDB_BASE_URL"] + "/")
-        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        assert opener.open(home, timeout=10).status == 200
+        for page, status in (("/", 200), ("/local/project/sweeps/none", 404)):
+            address = server.page(os.environ["WANDB_BASE_URL"] + page)
+            assert os.environ["WANDB_API_KEY"] not in address
+            opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            try:
+                answer = opener.open(address, timeout=10)
+            except urllib.error.HTTPError as error:  # there is no such sweep; without the signature it would be 401
+                answer = error
+            assert (answer.status, urlsplit(answer.url).path) == (status, page)
 
 
 def test_the_server_outlives_its_experiment_until_the_last_agent(tmp_path):

@@ -72,6 +72,7 @@ def test_a_log_is_told_each_end_once(capsys, monkeypatch):
     progress.printed = time.monotonic()
     for _ in range(2):
         progress.show([run(0.1, "finished", step=100), run(0.2, step=3)])
+    progress.close([run(0.1, "finished", step=100), run(0.2, step=3)])
     assert capsys.readouterr().out == "learning_rate=0.1: finished, step 100 of 100, loss 0.010\n"
 
 
