@@ -1,5 +1,6 @@
 # make experiment   the whole experiment, on a GPU or a CPU: outputs/latest/README.md
 # make test         all tests and lint
+# make flagship     the reference experiment on a GPU, 30 minutes: outputs/flagship/README.md
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -10,6 +11,9 @@ test: .venv/installed-tests starter/data/test.jsonl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+flagship: .venv/installed
+	PATH=$(CURDIR)/$(BIN):$$PATH recipes/flagship.sh
 
 .venv/installed: requirements.txt
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
@@ -24,4 +28,4 @@ test: .venv/installed-tests starter/data/test.jsonl
 starter/data/test.jsonl: starter/docstrings.py | .venv/installed
 	$(BIN)/python -m starter.docstrings
 
-.PHONY: experiment test
+.PHONY: experiment flagship test
