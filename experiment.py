@@ -40,6 +40,7 @@ POLL_SECONDS = {"local": 3, "cloud": 15}  # how often the runs' state is read; W
 END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
 LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
 WANDB = [sys.executable, "-m", "wandb"]
+TIED = ["setpriv", "--pdeathsig", "TERM"]  # before a command: it ends when this process is killed
 ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*|.*?train\.py: .+|gang: .*failed.*)$", re.MULTILINE)
 
 
@@ -124,20 +125,32 @@ def make_starter_data(sweep: dict) -> None:
         subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
 
 
-def create_sweep(path: Path, sweep: dict) -> str:
+def create_sweep(path: Path, sweep: dict, server: Server | None) -> str:
     """`wandb sweep FILE`; returns ENTITY/PROJECT/SWEEP."""
     project = [] if "project" in sweep or "WANDB_PROJECT" in os.environ else ["--project", PROJECT]
-    printed = wandb_sweep([*project, str(path)])
+    printed = wandb_sweep([*project, str(path)], server)
     if found := re.search(r"wandb agent (\S+/\S+/\S+)", printed):
         return found[1]
     raise InputError(f"wandb sweep {path}: {last_line(printed)}")
 
 
-def wandb_sweep(arguments: list[str]) -> str:
-    result = subprocess.run([*WANDB, "sweep", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if result.returncode:
-        raise InputError(f"wandb sweep {' '.join(arguments)}: {last_line(result.stdout + result.stderr)}")
-    return result.stdout + result.stderr
+def wandb_sweep(arguments: list[str], server: Server | None) -> str:
+    """What `wandb sweep` prints. It asks on while there is no server, so one that dies meanwhile is revived."""
+    command = [*TIED, *WANDB, "sweep", *arguments]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        while process.poll() is None:
+            time.sleep(0.1)
+            if server and not server.serves():
+                server.revive()
+    finally:
+        process.terminate()
+    printed = process.stdout.read()
+    if process.returncode:
+        raise InputError(f"wandb sweep {' '.join(arguments)}: {last_line(printed)}")
+    return printed
 
 
 def last_line(text: str) -> str:
@@ -170,8 +183,7 @@ def agents(sweep: str, output: Path, command: list[str], gpus: list[str], line: 
             environment = inherited | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
             with open(output / f"agent-{index}.log", "w") as log:
                 process = subprocess.Popen(
-                    # When this process is killed, the agent gets SIGTERM: it does not train on with nobody watching.
-                    ["setpriv", "--pdeathsig", "TERM", *command, sweep],
+                    [*TIED, *command, sweep],  # it does not train on with nobody watching
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -295,7 +307,7 @@ class Experiment:
             server.ready()
         if self.sweep is None:
             make_starter_data(self.config)
-            self.sweep = create_sweep(self.options.sweep, self.config)
+            self.sweep = create_sweep(self.options.sweep, self.config, server)
         api = pull.connect()
         sweep = pull.find(api, self.sweep)
         self.config = sweep.config
@@ -308,7 +320,7 @@ class Experiment:
             if self.options.retry_failed:
                 for run in [run for run in sweep.runs if run.state in ("failed", "crashed", "killed")]:
                     run.delete()  # W&B's own way to have a point of a grid offered again
-            wandb_sweep(["--resume", self.sweep])
+            wandb_sweep(["--resume", self.sweep], server)
         total = sweep.expected_run_count
 
         def states() -> list[dict] | None:
@@ -353,7 +365,7 @@ class Experiment:
             print(f"to try these again: {self.again('--retry-failed')}", file=sys.stderr)
         code = 0
         if trained:
-            command = [sys.executable, "-m", "analysis", self.sweep, "--output", str(self.output)]
+            command = [*TIED, sys.executable, "-m", "analysis", self.sweep, "--output", str(self.output)]
             code = subprocess.run(command).returncode
         else:
             print("no run has logged anything: no report", file=sys.stderr)

@@ -174,7 +174,7 @@ def test_any_process_may_end_at_any_moment(seed, checkout, toy_sweep, experiment
     draw = random.Random(seed)
     victim, number = draw.choice(list(VICTIMS)), draw.choice([signal.SIGKILL, signal.SIGTERM])
     moment = draw.uniform(0, 25)
-    arguments = ["--sweep", toy_sweep(0.1, 0.01, pause=0.05), "--one-by-one"]
+    arguments = ["--sweep", toy_sweep(0.1, 0.01, pause=0.1), "--one-by-one"]
     process, begun = launch(checkout, *arguments), time.monotonic()
     while process.poll() is None and time.monotonic() < begun + moment:
         time.sleep(0.05)
