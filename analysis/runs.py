@@ -20,6 +20,7 @@ COLUMNS = (
     "train/grad_norm",
     "train/learning_rate",
     "train/num_tokens",
+    "train/epoch",
     "eval/loss",
     "eval/update_ratio",
     "eval/stable_rank",

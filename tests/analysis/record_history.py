@@ -1,46 +1,58 @@
-"""Keep one run of each behaviour class as a test: python -m tests.analysis.record_history OUTPUT_DIRECTORY.
+"""Keep whole sweeps of real runs as a test: python -m tests.analysis.record_history NAME=OUTPUT_DIRECTORY [...].
 
-Writes tests/analysis/recorded/CLASS.json for classes that have none yet. Look at the curve before committing the file:
-its "behaviour" is what a person says, and the test holds the code to it.
+Writes tests/analysis/recorded/runs.json.gz: {NAME: {"sweeps": [...], "runs": [...]}}, with the columns that the analysis
+reads to five digits and without the per-example losses. The class that a person gives each run, who has looked at its
+curves and not at the code's verdict, stands in recorded/classes.json: {NAME: {run: [class, reason]}}.
 """
 
+import gzip
 import json
 import sys
 from pathlib import Path
 
-from analysis.files import to_json
-from analysis.runs import COLUMNS, RECIPE_KEYS, STEP, load
-from analysis.study import build
+from analysis.runs import COLUMNS, STEP
 
 RECORDED = Path(__file__).parent / "recorded"
-CONFIG = ("learning_rate", "seed", "vocab_size", *RECIPE_KEYS)
+CONFIG = (
+    "learning_rate seed max_steps warmup_steps vocab_size lr_scheduler_type per_device_train_batch_size "
+    "gradient_accumulation_steps max_grad_norm lora_r lora_alpha lora_dropout adapter_dtype model_name_or_path "
+    "dataset_name data_fingerprint gang_size hardware adapted_modules trainable_parameters"
+).split()
+SUMMARY = ("diverged_at_step", "first_batch_hash", "train_runtime", "tokens_per_second", "peak_memory_gib")
 
 
-def main(directory: Path) -> None:
-    study = build(*load(directory))
-    raw = [run for path in directory.glob("lr_*/run_data.json") for run in json.loads(path.read_text())["runs"]]
-    for record in raw:
-        evidence, verdict = study.evidence[record["id"]], study.verdicts[record["id"]]
-        path = RECORDED / f"{verdict.behaviour.replace(', ', '-')}.json"
-        if path.exists():
-            continue
-        kept = {
-            "id": record["id"],
-            "state": record["state"],
-            "config": {key: record["config"][key] for key in CONFIG if key in record["config"]},
-            "summary": {k: v for k, v in record["summary"].items() if k == "diverged_at_step"},
-            "history": [{k: v for k, v in row.items() if k in (*COLUMNS, STEP)} for row in record["history"]],
-        }
-        judged = {
-            "behaviour": verdict.behaviour,
-            "base_loss": evidence.base_loss,
-            "best_loss": evidence.best_loss,
-            "near_best": evidence.near_best,
-        }
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(to_json(judged | {"run": kept}, lines=3), encoding="utf-8")
-        print(f"{path}: {verdict.reason}")
+def brief(value: object) -> object:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def kept(record: dict) -> dict:
+    """What of one run the analysis reads, but for the per-example losses."""
+    return {
+        **{key: record[key] for key in ("id", "sweep", "name", "state", "created_at")},
+        "config": {key: record["config"][key] for key in CONFIG if key in record["config"]},
+        "summary": {key: brief(value) for key, value in record["summary"].items() if key in SUMMARY},
+        "history": [{k: brief(v) for k, v in row.items() if k in (*COLUMNS, STEP)} for row in record["history"]],
+    }
+
+
+def read() -> dict[str, dict]:
+    """The recorded sweeps by name."""
+    return json.loads(gzip.decompress((RECORDED / "runs.json.gz").read_bytes()))
+
+
+def classes() -> dict[str, dict[str, list[str]]]:
+    """The class that a person gives each recorded run, and why."""
+    return json.loads((RECORDED / "classes.json").read_text(encoding="utf-8"))
+
+
+def main(arguments: list[str]) -> None:
+    found = {}
+    for name, directory in (argument.split("=", 1) for argument in arguments):
+        data = [json.loads(path.read_text()) for path in sorted(Path(directory).glob("lr_*/run_data.json"))]
+        found[name] = {"sweeps": data[0]["sweeps"], "runs": [kept(run) for part in data for run in part["runs"]]}
+    text = json.dumps(found, allow_nan=False).encode()
+    (RECORDED / "runs.json.gz").write_bytes(gzip.compress(text, 9, mtime=0))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1:])
