@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis import followups, report
+from analysis import followups, headline, report
 from analysis.files import InputError, save, to_json
 from analysis.results import results
 from analysis.runs import load
@@ -62,7 +62,7 @@ def analyse(options: argparse.Namespace) -> int:
             print(f"CHECK FAILED: {check['check']}: {check['detail']}", file=sys.stderr)
     if options.refine:
         refine(study, directory)
-    print(report.plain(report.answer(found)))
+    print(headline.plain(headline.answer(found)))
     print(f"Report: {directory / 'README.md'}")
     return 0
 

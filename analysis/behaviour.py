@@ -1,4 +1,4 @@
-"""The behaviour of one run: eight classes, first match wins, each verdict with the step and the number that fired.
+"""The behaviour of one run: nine classes, first match wins, each verdict with the step and the number that fired.
 
 The classes are the rows of DYNAMICS and OUTCOMES, in order; docs/behaviour.md has their confusion matrix.
 Losses are in nats per token, ratios have no unit, steps are optimiser steps.
@@ -10,7 +10,15 @@ from functools import cached_property
 
 import numpy as np
 
-from analysis.curves import paired_ratio, paired_se, robust_z, rolling_median, roughness
+from analysis.curves import (
+    batch_difficulty,
+    onset_of_rise,
+    paired_ratio,
+    paired_se,
+    robust_z,
+    rolling_median,
+    roughness,
+)
 from analysis.runs import COMPLETE, TAIL, TAIL_STEPS, Run, Series
 
 # Thresholds: unit, and why this value.
@@ -25,16 +33,19 @@ SPIKE_WINDOW = (20, 64)  # steps in the causal window, T/4 between these: short 
 SPIKE_HISTORY = 10  # steps before the first z: a median of fewer is noise
 BUMP_RATIO = 1.2  # ratio R of the smoothed loss to its running minimum
 BUMP_NOISE = 10.0  # standard errors of the rolling median that a bump must exceed: 6 fire on 25 % of quiet runs
-REBOUND_NATS = 0.01  # rise of the eval loss above its minimum that matters
+REBOUND_NATS = 0.01  # rise of the eval loss above its minimum that matters, in nats per token
+REBOUND_RELATIVE = 0.01  # ... or as a share of that minimum, if more: the same 1 % that bounds the basin
 REBOUND_SE = 2.0  # and paired standard errors over examples that it must exceed
 REBOUND_ROUGHNESS = 4.0  # and standard deviations of the eval curve about its own course: steps are noisy as well
-REBOUND_NOISE = 3.0  # standard errors of the rolling median by which the train loss must have risen too, to be unstable
 REBOUND_SHARE = 0.10  # last share of the steps in which every evaluation must show the rebound: one may be luck
+TRAIN_RISE = 0.10  # rise, on the log scale, of the train loss on equal batches that makes a rebound an instability
+TRAIN_RISE_SE = 5.0  # and standard errors of the rolling median: its minimum is selected among many
+BATCH_SLOPE = 3.0  # most by which a batch's difficulty may count more for this run than for the reference
+ONSET_SHARE = 0.10  # share of the fall l0 − e_min that the eval loss must lose for good, for divergence to have begun
 GAIN = 0.90  # captured gain G from which a run is as good as a small refinement away from the best
 FALLING_SHARE = 0.25  # last share of the steps over which "still falling" is judged
 FALLING_GAIN = 0.01  # share of l0 − l* by which the eval loss must fall there
 FALLING_ROUGHNESS = 3.0  # and standard deviations of the eval curve about its own course
-CLIP_BOUND = 0.5  # share of clipped steps from which clipping, not the rate, sets the step (Tuning Playbook)
 FAST_START = (0.05, 0.10)  # shares of the steps between which "fast start" compares train losses
 
 BEHAVIOURS = (
@@ -42,6 +53,7 @@ BEHAVIOURS = (
     "diverged",
     "unstable",
     "overfitting",
+    "drifting",
     "slow",
     "plateaued",
     "stable, suboptimal",
@@ -83,12 +95,29 @@ class Evidence:
         return rolling_median(self.train.value, self.width)
 
     @cached_property
-    def noise(self) -> float:
-        """Relative standard error of the rolling median: 1.25 robust sd of l_t/lm_t over sqrt(width)."""
-        if not len(self.train):
-            return 0.0
-        residual = self.train.value / self.smoothed - 1
-        return 1.25 * 1.4826 * float(np.median(np.abs(residual - np.median(residual)))) / math.sqrt(self.width)
+    def levelled(self) -> Series | None:
+        """The train loss on equal batches: how hard each batch is taken out of it. None without a reference.
+
+        d_t = log l_t(reference) − log e_t(reference), centred, is how hard a batch is: the reference's train loss over
+        its own eval curve. log l_t − b·d_t, with b the slope between the noise of the two, within 0 and BATCH_SLOPE.
+        """
+        hard = batch_difficulty(self.reference) if self.reference not in (None, self.run) else None
+        if hard is None or not len(self.train):
+            return None
+        keep = np.isin(self.train.step, hard.step) & (self.train.value > 0)
+        if keep.sum() < 0.9 * len(keep):
+            return None
+        step, u = self.train.step[keep], np.log(self.train.value[keep])
+        d = hard.value[np.isin(hard.step, step)]
+        noise, difficulty = u - rolling_median(u, self.width), d - rolling_median(d, self.width)
+        power = float((difficulty**2).sum())
+        slope = float(np.clip((noise * difficulty).sum() / power, 0, BATCH_SLOPE)) if power > 0 else 0.0
+        return Series(step, np.exp(u - slope * d))
+
+    def error(self, values: np.ndarray, smooth: np.ndarray) -> float:
+        """Relative standard error of a rolling median: 1.25 robust sd of values/smooth over sqrt(width)."""
+        left = values / smooth - 1
+        return 1.25 * 1.4826 * float(np.median(np.abs(left - np.median(left)))) / math.sqrt(self.width)
 
     @cached_property
     def long_enough(self) -> bool:
@@ -108,25 +137,59 @@ class Evidence:
         return float(np.median(self.train.value[self.tail]) / self.smoothed.min())
 
     @cached_property
-    def late_rise(self) -> float | None:
-        """The same over the minimum of lm_t before those steps: below 1 while the loss still falls."""
-        if not self.long_enough or not self.tail.any() or self.tail.all():
+    def train_rise(self) -> tuple[float, float] | None:
+        """Rise of the train loss on equal batches over the last 10 % of the steps, and what it must exceed; log scale.
+
+        The median over the tail against the minimum of the rolling median before.
+        """
+        tail = None if self.levelled is None else np.isin(self.levelled.step, self.train.step[self.tail])
+        if tail is None or not self.long_enough or not tail.any() or tail.all():
             return None
-        return float(np.median(self.train.value[self.tail]) / self.smoothed[~self.tail].min())
+        values = self.levelled.value
+        smooth = rolling_median(values, self.width)
+        rise = math.log(float(np.median(values[tail])) / float(smooth[~tail].min()))
+        return rise, max(TRAIN_RISE, TRAIN_RISE_SE * self.error(values, smooth))
 
     @cached_property
-    def bump(self) -> tuple[float, int] | None:
-        """R = max over t > warm-up of lm_t / min_{s<t} lm_s, and its step; only rises that undo RISE_OF_FALL count."""
+    def divergence(self) -> dict[str, tuple[int, float] | int | None]:
+        """Minimum of the eval loss, onset of its rise, crossing of l0, last finite value, first step not finite.
+
+        (step, nats per token) each, None where there is none. The onset is the first evaluation after the minimum from
+        which on the eval loss never again comes below e_min + ONSET_SHARE·(l0 − e_min).
+        """
+        evals, base = self.run["eval/loss"].finite, self.base_loss
+        found = dict.fromkeys(("minimum", "onset", "crossing", "last"))
+        if len(evals):
+            low = int(evals.value.argmin())
+            at = {"minimum": low, "last": len(evals) - 1}
+            start = evals.value[0] if base is None else base
+            at["onset"] = onset_of_rise(
+                evals.value, float(evals.value[low] + ONSET_SHARE * (start - evals.value[low])), low
+            )
+            # Equal to l0 is not yet worse: a warm-up's first rate is 0.
+            at["crossing"] = None if base is None else onset_of_rise(evals.value, np.nextafter(base, np.inf), 0)
+            places = {key: place for key, place in at.items() if place is not None}
+            found |= {key: (int(evals.step[place]), float(evals.value[place])) for key, place in places.items()}
+        return found | {"not_finite": self.run.not_finite_step}
+
+    @cached_property
+    def bump(self) -> tuple[float, int, float] | None:
+        """R = max over t > warm-up of lm_t / min_{s<t} lm_s, its step and its limit; on equal batches where known.
+
+        Only rises that undo RISE_OF_FALL count.
+        """
         if not self.long_enough:
             return None
-        lowest = np.minimum.accumulate(self.smoothed)
+        train = self.levelled or self.train
+        smooth = rolling_median(train.value, self.width)
+        lowest = np.minimum.accumulate(smooth)
         before = np.concatenate([lowest[:1], lowest[:-1]])
-        fall = self.smoothed[0] - before
-        counts = (self.train.step > self.run.warmup_steps) & (self.smoothed - before >= RISE_OF_FALL * fall)
+        counts = (train.step > self.run.warmup_steps) & (smooth - before >= RISE_OF_FALL * (smooth[0] - before))
         if not counts.any():
             return None
-        ratio = np.where(counts, self.smoothed / before, 0.0)
-        return float(ratio.max()), int(self.train.step[ratio.argmax()])
+        ratio = np.where(counts, smooth / before, 0.0)
+        limit = max(BUMP_RATIO, 1 + BUMP_NOISE * self.error(train.value, smooth))
+        return float(ratio.max()), int(train.step[ratio.argmax()]), limit
 
     @cached_property
     def roughness(self) -> float:
@@ -154,14 +217,60 @@ def captured_gain(loss: float | None, base_loss: float | None, best_loss: float 
     return (base_loss - loss) / (base_loss - best_loss)
 
 
+def course(e: Evidence) -> str:
+    """How a diverged run went: lowest, rising for good, above untrained, last finite, not finite."""
+    d, parts = e.divergence, []
+    if d["minimum"] is not None and d["onset"] is not None:
+        parts.append(f"eval loss lowest at step {d['minimum'][0]} ({d['minimum'][1]:.3f})")
+        parts.append(f"rising for good from step {d['onset'][0]}")
+    if d["crossing"] is not None:
+        parts.append(f"above the untrained {e.base_loss:.3f} from step {d['crossing'][0]}")
+    if d["last"] is not None:
+        parts.append(f"last finite {d['last'][1]:.3f} at step {d['last'][0]}")
+    return ", ".join(parts)
+
+
+def first_bad(e: Evidence, otherwise: int) -> int:
+    """The step at which a diverged run began to: the onset in its eval curve, else that of the sign that fired."""
+    onset = e.divergence["onset"]
+    return onset[0] if onset is not None and onset[0] < otherwise else otherwise
+
+
+def fault(e: Evidence) -> Verdict | None:
+    """A run that an instrument fault cut off, and that had not diverged by its loss before."""
+    step = e.run.fault_step
+    if step is None or worse_than_untrained(e):
+        return None
+    reason = f"cut off by an instrument fault at step {step}, which says nothing about its rate"
+    return Verdict("incomplete", e.run.last_step, None, reason)
+
+
+def worse_than_untrained(e: Evidence) -> bool:
+    """Whether the eval loss fell, rose for good and ended above the untrained model's, wherever the run ended."""
+    d = e.divergence
+    if None in (d["onset"], d["crossing"]):
+        return False
+    (_, low), (_, last) = d["minimum"], d["last"]
+    return last - low > max(REBOUND_NATS, REBOUND_RELATIVE * low)
+
+
 def incomplete(e: Evidence) -> Verdict | None:
     run = e.run
-    broken = any(not np.isfinite(run[c].value).all() for c in ("train/loss", "train/grad_norm", "eval/loss"))
-    if run.complete or broken or run.diverged_at_step is not None:
+    if run.complete or run.not_finite_step is not None or run.diverged_at_step is not None or worse_than_untrained(e):
         return None
     share = run.last_step / run.planned_steps if run.planned_steps else 0.0
     reason = f"{run.last_step} of {run.planned_steps or 'unknown'} planned steps, below {100 * COMPLETE:g} %"
     return Verdict("incomplete", run.last_step, share, reason)
+
+
+def harmed(e: Evidence) -> Verdict | None:
+    loss, base, last = e.run.final_eval_loss, e.base_loss, e.divergence["last"]
+    ended = loss is not None and base is not None and loss >= base
+    if last is None or not (ended or worse_than_untrained(e)):
+        return None
+    crossing = e.divergence["crossing"] or last
+    words = course(e) if e.divergence["onset"] else f"final eval loss {last[1]:.3f} ≥ untrained {base:.3f}"
+    return Verdict("diverged", first_bad(e, crossing[0]), last[1], words)
 
 
 def not_finite(e: Evidence) -> Verdict | None:
@@ -173,25 +282,16 @@ def not_finite(e: Evidence) -> Verdict | None:
         if len(series) and bad[-1]:
             start = len(bad) - int(np.argmin(bad[::-1])) if not bad.all() else 0
             lost.append((int(series.step[start]), name, float(series.value[start])))
-    stop = e.run.diverged_at_step
+    stop = e.run.diverged_at_step if e.run.fault_step is None else None
     if not lost and stop is None:
         return None
     if not lost or (stop is not None and stop < min(lost)[0]):
-        return Verdict("diverged", stop, None, f"training stopped itself as diverged at step {stop}")
-    step, name, value = min(lost)
-    return Verdict("diverged", step, value, f"{name} not finite from step {step} on")
-
-
-def harmed(e: Evidence) -> Verdict | None:
-    loss, base = e.run.final_eval_loss, e.base_loss
-    if loss is None or base is None or loss < base:
-        return None
-    series = e.run["eval/loss"]
-    worse = ~(series.value <= base)  # equal is not yet worse: a warm-up's first rate is 0
-    start = len(worse) - int(np.argmin(worse[::-1])) if not worse.all() else min(1, len(worse) - 1)
-    start = min(start, len(worse) - 1)
-    step = int(series.step[start])
-    return Verdict("diverged", step, loss, f"final eval loss {loss:.3f} ≥ untrained {base:.3f}, so from step {step} on")
+        step, value, words = stop, None, f"training stopped itself as diverged at step {stop}"
+    else:
+        step, name, value = min(lost)
+        words = f"{name} not finite from step {step} on"
+    before = course(e)
+    return Verdict("diverged", first_bad(e, step), value, f"{before}; {words}" if before else words)
 
 
 def rose(e: Evidence) -> Verdict | None:
@@ -205,7 +305,7 @@ def rose(e: Evidence) -> Verdict | None:
     high = np.flatnonzero(after & (e.smoothed > TAIL_RISE * low))
     step = int(e.train.step[high[0]]) if len(high) else e.run.last_step
     reason = f"train loss ended at {ratio:.2f} × its smoothed minimum (limit {TAIL_RISE}), above that from step {step}"
-    return Verdict("diverged", step, ratio, reason)
+    return Verdict("diverged", first_bad(e, step), ratio, reason)
 
 
 def uniform(e: Evidence) -> Verdict | None:
@@ -218,7 +318,7 @@ def uniform(e: Evidence) -> Verdict | None:
         return None  # a base that starts there says nothing about the rate
     step = int(e.train.step[np.flatnonzero(e.smoothed > limit)[0]]) if (e.smoothed > limit).any() else e.run.last_step
     reason = f"train loss ended at {tail:.2f} > {UNIFORM_SHARE} ln(vocabulary) = {limit:.2f}, from step {step} on"
-    return Verdict("diverged", step, tail, reason)
+    return Verdict("diverged", first_bad(e, step), tail, reason)
 
 
 def recovered_nan(e: Evidence) -> Verdict | None:
@@ -253,11 +353,13 @@ def spiked(e: Evidence) -> Verdict | None:
 
 
 def bumped(e: Evidence) -> Verdict | None:
-    limit = max(BUMP_RATIO, 1 + BUMP_NOISE * e.noise)
-    if e.bump is None or e.bump[0] <= limit:
+    if e.bump is None or e.bump[0] <= e.bump[2]:
         return None
-    ratio, step = e.bump
-    reason = f"smoothed train loss rose to {ratio:.2f} × its minimum before, at step {step} (limit {limit:.2f})"
+    ratio, step, limit = e.bump
+    batches = "" if e.levelled is None else " on equal batches"
+    reason = (
+        f"smoothed train loss{batches} rose to {ratio:.2f} × its minimum before, at step {step} (limit {limit:.2f})"
+    )
     return Verdict("unstable", step, ratio, reason)
 
 
@@ -271,6 +373,7 @@ def rebound(e: Evidence) -> tuple[float, int] | None:
     rise = float(late.value.min() - series.value[lowest])
     limit = max(
         REBOUND_NATS,
+        REBOUND_RELATIVE * float(series.value[lowest]),
         REBOUND_SE * paired_se(e.run.eval_nll, int(late.step[-1]), int(series.step[lowest])),
         REBOUND_ROUGHNESS * e.roughness,
     )
@@ -283,11 +386,16 @@ def rebounded(e: Evidence) -> Verdict | None:
         return None
     rise, step = found
     words = f"eval loss ended ≥ {rise:.3f} above its minimum of step {step}"
-    margin, ratio = 1 + REBOUND_NOISE * e.noise, e.late_rise
-    if ratio is not None and ratio > margin:
-        reason = f"{words}, and train loss at {ratio:.2f} × its minimum before (limit {margin:.2f})"
+    if e.train_rise is not None and e.train_rise[0] > e.train_rise[1]:
+        up, limit = (math.expm1(value) for value in e.train_rise)
+        reason = f"{words}, and train loss on equal batches {100 * up:.0f} % above its own (limit {100 * limit:.0f} %)"
         return Verdict("unstable", step, rise, reason)
-    return Verdict("overfitting", step, rise, f"{words}, while train loss is at its minimum")
+    passes = e.run.passes
+    if passes is not None and passes <= 1:
+        reason = f"{words} after {passes:.2f} passes: no example was seen twice, it leaves the test data behind"
+        return Verdict("drifting", step, rise, reason)
+    seen = "passes over the data not recorded" if passes is None else f"{passes:.2f} passes over the data"
+    return Verdict("overfitting", step, rise, f"{words}, train loss on equal batches did not rise; {seen}")
 
 
 def no_end(e: Evidence) -> Verdict | None:
@@ -320,22 +428,22 @@ def stable(e: Evidence) -> Verdict | None:
 
 
 # The order is the definition: the first that returns a verdict decides.
-DYNAMICS = (incomplete, not_finite, harmed, rose, uniform, recovered_nan, spiked, bumped, rebounded)
+DYNAMICS = (fault, incomplete, harmed, not_finite, rose, uniform, recovered_nan, spiked, bumped, rebounded)
 OUTCOMES = (no_end, small_gain, stable)
 
 
 def dynamics(e: Evidence) -> Verdict | None:
-    """The verdict of classes 0–3, which need no other rate; None for a run that only its outcome classifies."""
+    """The verdict of the classes up to drifting, which need no other rate; None if only the outcome classifies."""
     return next((verdict for detect in DYNAMICS if (verdict := detect(e))), None)
 
 
 def outcome(e: Evidence) -> Verdict:
-    """The verdict of classes 4–7; `e` holds the study's l0, l* and whether the rate is inside the basin."""
+    """The verdict of the classes from slow on; `e` holds the study's l0 and l*, and whether the rate is near best."""
     return next(verdict for detect in OUTCOMES if (verdict := detect(e)))
 
 
 def classify(e: Evidence) -> Verdict:
-    """The verdict of all eight classes."""
+    """The verdict of all nine classes."""
     return dynamics(e) or outcome(e)
 
 

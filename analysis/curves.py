@@ -5,7 +5,8 @@ from bisect import bisect_left, insort
 
 import numpy as np
 
-from analysis.runs import COMPLETE, EvalNLL, Run, Series
+from analysis.runs import EvalNLL, Run, Series
+from analysis.statistics import clustered
 
 
 def rolling_median(values: np.ndarray, width: int) -> np.ndarray:
@@ -63,19 +64,12 @@ def paired_ratio(run: Run, reference: Run | None) -> Series | None:
 
 
 def paired_se(eval_nll: EvalNLL | None, step_a: int, step_b: int) -> float:
-    """Standard error, in nats per token, of the eval loss difference between two steps; 0 if not recorded.
-
-    Linearised ratio estimator over examples: sd of (d_i − d·n_i) / mean tokens / sqrt(N).
-    """
-    if eval_nll is None or not {step_a, step_b} <= set(eval_nll.steps.astype(int)):
+    """Standard error, in nats per token, of the eval loss difference between two steps; 0 if not recorded."""
+    a, b = (eval_nll.at(step) if eval_nll else None for step in (step_a, step_b))
+    if a is None or b is None:
         return 0.0
-    steps = eval_nll.steps.astype(int).tolist()
-    if not np.isfinite(eval_nll.nll[[steps.index(step_a), steps.index(step_b)]]).all():
-        return 0.0
-    difference = eval_nll.nll[steps.index(step_a)] - eval_nll.nll[steps.index(step_b)]
-    residual = difference - difference.sum() / eval_nll.tokens.sum() * eval_nll.tokens
-    se = math.sqrt((residual**2).sum()) / eval_nll.tokens.sum()
-    return se if math.isfinite(se) else 0.0
+    variance, _ = clustered(a - b, eval_nll.tokens, eval_nll.module)
+    return math.sqrt(variance) if math.isfinite(variance) else 0.0
 
 
 def roughness(values: np.ndarray) -> float:
@@ -95,9 +89,20 @@ def first_crossing(series: Series, target: float) -> float:
     return float(series.step[i - 1] + fall * (series.step[i] - series.step[i - 1]))
 
 
-def area_under(series: Series, base_loss: float, best_loss: float, planned_steps: int) -> float:
-    """Mean over the run of (e − l*)/(l0 − l*): 0 at the best from the start, 1 nothing learned; ∞ if not finite."""
-    if len(series) < 2 or not np.isfinite(series.value).all() or series.step[-1] < COMPLETE * planned_steps:
-        return math.inf
-    height = (series.value - best_loss) / (base_loss - best_loss)
-    return float(((height[1:] + height[:-1]) / 2 * np.diff(series.step)).sum() / (series.step[-1] - series.step[0]))
+def batch_difficulty(reference: Run) -> Series | None:
+    """How hard each batch is, by a run that learns steadily: log of its train loss over its eval curve, centred."""
+    train, held_out = reference["train/loss"].finite, reference["eval/loss"].finite
+    if not len(train) or len(held_out) < 2 or (train.value <= 0).any() or (held_out.value <= 0).any():
+        return None
+    course = np.interp(train.step, held_out.step, np.log(held_out.value))
+    hard = np.log(train.value) - course
+    return Series(train.step, hard - np.median(hard))
+
+
+def onset_of_rise(values: np.ndarray, threshold: float, after: int) -> int | None:
+    """The first place after `after` from which on all values (n,) are above the threshold; None if the last is not."""
+    above = values >= threshold
+    above[: after + 1] = False
+    if not len(above) or not above[-1]:
+        return None
+    return len(above) - int(np.argmin(above[::-1])) if not above.all() else 0

@@ -1,22 +1,25 @@
-"""The figures: `lr_comparison.png` (its PANELS), `paired_loss_ratio.png`, `best_rate_so_far.png`.
+"""The figures: `lr_comparison.png` (its PANELS, each with its letter) and `paired_loss_ratio.png`.
 
-One colour per learning rate, from dark (low) to light (high), so the order survives in grey; markers differ as well.
-Thin lines are seeds, bold ones their mean; diverged runs are dashed and end in a red cross at the first bad step.
+A rate has the same colour in every report and on every page, from dark (low) to light (high), so the order survives in
+grey; markers differ as well. Thin lines are seeds, bold ones their mean; diverged runs are dashed, with a red cross
+where their divergence began.
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from string import ascii_uppercase
 
 import matplotlib
 import numpy as np
 
-from analysis import statistics
 from analysis.curves import ema, paired_ratio
 from analysis.files import InputError
-from analysis.runs import Run, Series
-from analysis.study import Study, median_steps
-from analysis.wording import rate_label
+from analysis.rates import mean_series
+from analysis.runs import Series
+from analysis.study import Study
+from analysis.words import rate_label
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,8 +31,12 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 POINTS = 1000
 DPI = 150  # 12 inches are 1800 pixels, twice what GitHub shows
+COLUMNS = 3  # panels in a row
 MARKERS = "osD^vPX*<>ph"
 DIVERGED = "#d62728"
+QUIET = "#555555"
+SPAN = (3e-6, 3e-2)  # rates between which the colour runs, the same for every report: viridis from 0 to LIGHTEST
+LIGHTEST = 0.9  # viridis beyond is too light on white
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -46,23 +53,20 @@ STYLE = {
 }
 
 
-def colours(rates: list[float]) -> dict[float, str]:
-    """A colour for each rate, sequential in log η (viridis without its lightest end)."""
-    logs = np.log10(rates)
-    span = max(logs.max() - logs.min(), 1e-9)
-    return {
-        rate: to_hex(plt.get_cmap("viridis")(0.88 * (x - logs.min()) / span))
-        for rate, x in zip(rates, logs, strict=True)
-    }
+def place_on_scale(rate: float) -> float:
+    """Where a rate stands between the ends of SPAN on a logarithmic scale, 0 to 1."""
+    low, high = map(math.log10, SPAN)
+    return min(1.0, max(0.0, (math.log10(rate) - low) / (high - low)))
 
 
-def mean_over_seeds(series: list[Series]) -> Series:
-    """Mean over the runs at the steps that all of them have."""
-    step = series[0].step
-    for one in series[1:]:
-        step = np.intersect1d(step, one.step)
-    values = [one.value[np.isin(one.step, step)] for one in series]
-    return Series(step, np.mean(values, axis=0) if len(step) else np.zeros(0))
+def colour(rate: float, dark_page: bool = False) -> str:
+    """A rate's colour, tied to its value; on a dark page the same scale from a lighter start."""
+    place = place_on_scale(rate)
+    return to_hex(plt.get_cmap("viridis")(0.3 + 0.7 * place if dark_page else LIGHTEST * place))
+
+
+def marker(study: Study, rate: float) -> str:
+    return MARKERS[study.rates.index(rate) % len(MARKERS)]
 
 
 def thinned(series: Series) -> Series:
@@ -74,46 +78,37 @@ def thinned(series: Series) -> Series:
 def draw_lines(axes: Axes, study: Study, column: str, smooth: bool = True) -> None:
     """Every counted run's column: raw faint, smoothed thin, mean over seeds bold; diverged dashed."""
     for rate, runs in study.used.items():
-        colour, shown = colours(study.rates)[rate], []
+        shade, shown = colour(rate), []
         for run in runs:
             series = run[column]
-            if axes.get_yscale() == "log":
-                series = Series(
-                    series.step[series.value > 0], series.value[series.value > 0]
-                )  # 0 before the first step
+            if axes.get_yscale() == "log":  # 0 before the first step
+                series = Series(series.step[series.value > 0], series.value[series.value > 0])
             if not len(series):
                 continue
             line = thinned(Series(series.step, ema(series.value, run.planned_steps or 0))) if smooth else series
             if smooth:
                 raw = thinned(series)
-                axes.plot(raw.step, raw.value, color=colour, alpha=0.18, linewidth=0.6)
+                axes.plot(raw.step, raw.value, color=shade, alpha=0.18, linewidth=0.6)
             style, alone = "--" if study.diverged(run) else "-", len(runs) == 1
-            axes.plot(
-                line.step,
-                line.value,
-                style,
-                color=colour,
-                linewidth=1.8 if alone else 0.9,
-                alpha=0.9,
-                **(marks(study, rate) if alone and not smooth else {}),
-            )
+            width = 1.8 if alone else 0.9
+            about = marks(study, rate) if alone and not smooth else {}
+            axes.plot(line.step, line.value, style, color=shade, linewidth=width, alpha=0.9, **about)
             if not study.diverged(run):
                 shown.append(line)
         if len(shown) > 1:
-            middle = mean_over_seeds(shown)
-            axes.plot(middle.step, middle.value, color=colour, linewidth=2.4, **({} if smooth else marks(study, rate)))
+            middle = mean_series(shown)
+            axes.plot(middle.step, middle.value, color=shade, linewidth=2.4, **({} if smooth else marks(study, rate)))
 
 
 def marks(study: Study, rate: float) -> dict:
     """The rate's marker on every fifth point, starting elsewhere for each rate: lines stay apart in grey."""
-    place = study.rates.index(rate)
-    return {"marker": MARKERS[place % len(MARKERS)], "markevery": (2 + place % 5, 5), "markersize": 4.5}
+    return {"marker": marker(study, rate), "markevery": (2 + study.rates.index(rate) % 5, 5), "markersize": 4.5}
 
 
 def mark_divergence(axes: Axes, study: Study, column: str) -> None:
-    """A red cross at the first bad step of each diverged run, at the last height that the axes show."""
+    """A red cross where each diverged run began to, at the last height that the axes show."""
     low, high = axes.get_ylim()
-    for run in (r for runs in study.used.values() for r in runs if study.diverged(r)):
+    for run in filter(study.diverged, study.counted):
         step = study.verdicts[run.id].step
         before = run[column].finite.between(-1, step)
         before = Series(before.step, ema(before.value, run.planned_steps or 0)) if column == "train/loss" else before
@@ -122,15 +117,42 @@ def mark_divergence(axes: Axes, study: Study, column: str) -> None:
         axes.plot(step, height, "X", color=DIVERGED, markersize=9, markeredgecolor="white", clip_on=False, zorder=5)
 
 
+def mark_passes(axes: Axes, study: Study) -> None:
+    """A dotted line where each of the first few passes over the data ends."""
+    if study.steps_per_pass and study.planned_steps:
+        for count in range(1, min(6, int(study.planned_steps / study.steps_per_pass) + 1)):
+            axes.axvline(count * study.steps_per_pass, color=QUIET, linestyle=(0, (1, 2)), linewidth=1)
+
+
+def mark_base(axes: Axes, study: Study) -> None:
+    low, high = axes.get_ylim()
+    if study.base_loss is not None and low <= study.base_loss <= high:
+        axes.axhline(study.base_loss, color=QUIET, linestyle=":", linewidth=1.2)
+        where = (1.005, study.base_loss)
+        axes.annotate("untrained", where, xycoords=("axes fraction", "data"), va="center", fontsize=8, rotation=90)
+
+
 def loss_limits(study: Study, column: str) -> tuple[float, float] | None:
     """Limits that show every run that learns; a diverging one leaves through the top."""
-    values = [v for runs in study.used.values() for r in runs for v in r[column].finite.value]
+    values = [v for run in study.counted for v in run[column].finite.value]
     if not values:
         return None
     base = [] if study.base_loss is None else [study.base_loss]
     top = max([*base, np.quantile(values, 0.5)])
-    low, high = min([*values, *base]), min(max([*values, *base]), 1.25 * top)
+    low, high = min([*values, *base]), min(max([*values, *base]), 1.1 * top)
     return low - 0.04 * (high - low), high + 0.04 * (high - low)
+
+
+def basin_limits(study: Study) -> tuple[float, float] | None:
+    """Limits of the eval loss around the best rates: from the lowest point to the costliest near rate."""
+    if study.comparison is None or study.base_loss is None or study.base_loss <= study.best_loss:
+        return loss_limits(study, "eval/loss")
+    lowest = min(float(run["eval/loss"].finite.value.min()) for run in study.counted if len(run["eval/loss"].finite))
+    reach = study.base_loss - study.best_loss
+    prices = sorted(float(loss) - lowest for loss in study.comparison.loss)
+    near = [price for price in prices if price < 0.35 * reach] or prices[:1]
+    high = lowest + min(0.6 * reach, max(1.35 * near[-1], 0.12 * reach))
+    return lowest - 0.06 * (high - lowest), high
 
 
 def empty(axes: Axes, words: str) -> None:
@@ -145,86 +167,67 @@ def train_loss(axes: Axes, study: Study) -> None:
     if limits is None:
         return empty(axes, "no train loss recorded")
     axes.set_ylim(limits)
-    if study.base_loss is not None:
-        axes.axhline(study.base_loss, color="#555555", linestyle=":", linewidth=1.2)
-        axes.annotate("l0", (1.005, study.base_loss), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    mark_base(axes, study)
+    mark_passes(axes, study)
     mark_divergence(axes, study, "train/loss")
     axes.set(xlabel="optimiser step", ylabel="nats per token")
 
 
 def eval_loss(axes: Axes, study: Study) -> None:
-    limits = loss_limits(study, "eval/loss")
+    limits = basin_limits(study)
     if limits is None:
         return empty(axes, "no eval loss recorded")
     for rate, runs in study.used.items():
-        whole = [r["eval/loss"] for r in runs if not study.diverged(r) and len(r["eval/loss"])]
+        whole = [run["eval/loss"] for run in runs if not study.diverged(run) and len(run["eval/loss"])]
         if len(whole) > 1:
-            middle = mean_over_seeds(whole)
+            middle = mean_series(whole)
             table = np.array([s.value[np.isin(s.step, middle.step)] for s in whole])
-            axes.fill_between(
-                middle.step, table.min(0), table.max(0), color=colours(study.rates)[rate], alpha=0.2, linewidth=0
-            )
+            axes.fill_between(middle.step, table.min(0), table.max(0), color=colour(rate), alpha=0.2, linewidth=0)
     draw_lines(axes, study, "eval/loss", smooth=False)
     axes.set_ylim(limits)
-    if study.best_loss is not None and study.base_loss is not None and study.base_loss > study.best_loss:
-        for q in statistics.TARGETS:
-            target = study.base_loss - q * (study.base_loss - study.best_loss)
-            axes.axhline(target, color="#555555", linestyle=":", linewidth=1)
-            axes.annotate(f"{q:.0%}", (1.005, target), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    mark_base(axes, study)
+    mark_passes(axes, study)
     mark_divergence(axes, study, "eval/loss")
     axes.set(xlabel="optimiser step", ylabel="nats per token")
 
 
-def final_loss(axes: Axes, study: Study) -> None:
-    rates, losses = study.rates, []
+def price(axes: Axes, study: Study) -> None:
+    """What each rate costs: at the end, at the best checkpoints (hollow), at the end of diverged runs (crosses)."""
+    if study.comparison is None:
+        return empty(axes, "no rate ended without diverging")
+    width, rates = study.basin_width, study.rates
     axes.set_xscale("log")
-    c = study.comparison
-    for rate, runs in study.used.items():
-        ends = [e for r in runs if not study.diverged(r) and (e := r.final_eval_loss) is not None and math.isfinite(e)]
-        losses += ends
-        marker = MARKERS[rates.index(rate) % len(MARKERS)]
-        axes.plot([rate] * len(ends), ends, marker, color=colours(rates)[rate], markersize=6, alpha=0.75, zorder=3)
-    if c is not None:
-        axes.plot(c.rates, c.loss, "-", color="#444444", linewidth=1.2, zorder=2)
-        if c.replicates is not None:
-            # Paired: the spread that all rates share (which examples, which batches) is not in these bars.
-            differences = c.replicates - c.replicates[:, [study.best]]
-            bounds = study.best_loss + np.array([statistics.interval(column) for column in differences.T])
-            axes.vlines(c.rates, bounds[:, 0], bounds[:, 1], color=[colours(rates)[r] for r in c.rates], linewidth=2.2)
-            losses += [float(bounds.min()), float(bounds.max())]
-        axes.axhspan(
-            study.best_loss, study.best_loss + study.basin_width, color="#f0c75e", alpha=0.5, linewidth=0, zorder=1
-        )
-    if study.base_loss is not None:
-        losses.append(study.base_loss)
-        axes.axhline(study.base_loss, color="#555555", linestyle=":", linewidth=1.2)
-        axes.annotate("l0", (1.005, study.base_loss), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    if losses:
-        margin = 0.06 * (max(losses) - min(losses) + 0.01)
-        axes.set_ylim(min(losses) - margin, max(losses) + 3 * margin)
-    for rate in study.infeasible:
-        count = sum(study.diverged(r) for r in study.used[rate])
-        axes.plot(
-            rate,
-            0.965,
-            "X",
-            color=DIVERGED,
-            markersize=10,
-            markeredgecolor="white",
-            transform=axes.get_xaxis_transform(),
-        )
-        axes.text(
-            rate,
-            0.91,
-            f"{count}/{len(study.used[rate])}",
-            ha="center",
-            va="top",
-            fontsize=8,
-            color=DIVERGED,
-            transform=axes.get_xaxis_transform(),
-        )
+    floor = width / 4  # what is below it cannot be told from nothing
+    best_low = next(row.best_eval.mean for row in study.rows if row.learning_rate == study.best_rate)
+    tops = [width]
+    for row in study.rows:
+        rate, end = row.learning_rate, row.moments["end"]
+        shade, shape = colour(rate), marker(study, rate)
+        if rate == study.best_rate:
+            axes.plot(rate, floor, shape, color=shade, markersize=8, zorder=4, clip_on=False)
+            axes.annotate("best", (rate, floor), (0, 9), textcoords="offset points", ha="center", fontsize=8.5)
+            continue
+        if row.excess is not None and end is not None:
+            if end.interval is not None:
+                bounds = [max(floor, bound) for bound in end.interval]
+                axes.plot([rate, rate], bounds, color=shade, linewidth=2.2, zorder=2)
+                tops.append(bounds[1])
+            axes.plot(rate, max(floor, end.mean), shape, color=shade, markersize=8, zorder=4, clip_on=False)
+            tops.append(end.mean)
+        elif row.last_eval.mean is not None and row.diverged:
+            lost = max(floor, row.last_eval.mean - study.best_loss)
+            axes.plot(rate, lost, "X", color=DIVERGED, markersize=10, markeredgecolor="white", zorder=4)
+            tops.append(lost)
+        if row.best_eval.mean is not None and best_low is not None:
+            at_best = max(floor, row.best_eval.mean - best_low)
+            axes.plot(rate, at_best, shape, color=shade, markerfacecolor="white", markersize=7, zorder=3, clip_on=False)
+            tops.append(at_best)
+    axes.set_yscale("log")
+    axes.set_ylim(floor, 1.6 * max(tops))
+    axes.axhspan(floor, width, color="#f0c75e", alpha=0.35, linewidth=0, zorder=1)
+    plain_log_ticks(axes)
     rate_ticks(axes, rates, study.recipe.get("lora_alpha"))
-    axes.set(xlabel="learning rate η", ylabel="nats per token")
+    axes.set(xlabel="learning rate η", ylabel="nats above the best rate")
 
 
 def rate_ticks(axes: Axes, rates: list[float], alpha: object) -> None:
@@ -255,93 +258,84 @@ def plain_log_ticks(axes: Axes) -> None:
 
 
 def gradient_norm(axes: Axes, study: Study) -> None:
-    if not any(len(r["train/grad_norm"]) for runs in study.used.values() for r in runs):
+    if not any(len(run["train/grad_norm"]) for run in study.counted):
         return empty(axes, "no gradient norm recorded")
     axes.set_yscale("log")
     draw_lines(axes, study, "train/grad_norm")
     plain_log_ticks(axes)
+    mark_passes(axes, study)
     limit = study.recipe.get("max_grad_norm")
     if isinstance(limit, int | float) and limit > 0:
-        axes.axhline(limit, color="#555555", linestyle=":", linewidth=1.2)
+        axes.axhline(limit, color=QUIET, linestyle=":", linewidth=1.2)
         axes.annotate("clip", (1.005, limit), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-        shares = {rate: [study.evidence[r.id].clipped for r in runs] for rate, runs in study.used.items()}
-        clipped = {
-            rate: np.mean([s for s in found if s is not None])
-            for rate, found in shares.items()
-            if any(s is not None for s in found)
-        }
-        if len(clipped) <= 4:  # more do not fit: the table has them
+        clipped = {row.learning_rate: row.clipped for row in study.rows if row.clipped is not None}
+        if len(clipped) <= 4:  # more do not fit
             axes.text(0, 1.015, "clipped steps:", transform=axes.transAxes, fontsize=8.5, va="bottom")
             for i, (rate, share) in enumerate(clipped.items()):
                 x = 0.29 + 0.71 * i / max(len(clipped), 4)
-                axes.text(
-                    x, 1.015, "■", color=colours(study.rates)[rate], transform=axes.transAxes, fontsize=9, va="bottom"
-                )
+                axes.text(x, 1.015, "■", color=colour(rate), transform=axes.transAxes, fontsize=9, va="bottom")
                 axes.text(x + 0.045, 1.015, f"{share:.0%}", transform=axes.transAxes, fontsize=8.5, va="bottom")
     axes.set(xlabel="optimiser step", ylabel="‖g‖ before clipping")
 
 
 def update_ratio(axes: Axes, study: Study) -> None:
-    if not any(len(r["eval/update_ratio"]) for runs in study.used.values() for r in runs):
+    if not any(len(run["eval/update_ratio"]) for run in study.counted):
         return empty(axes, "no update ratio recorded")
     axes.set_yscale("log")
     draw_lines(axes, study, "eval/update_ratio", smooth=False)
     plain_log_ticks(axes)
+    mark_passes(axes, study)
     axes.set(xlabel="optimiser step", ylabel="‖ΔW‖ / ‖W‖")
 
 
-def steps_to_targets(axes: Axes, study: Study) -> None:
-    planned, rates = study.planned_steps, study.rates
-    table = {q: [median_steps(study, rate, q) for rate in rates] for q in statistics.TARGETS}
-    if not planned or any(steps is None for row in table.values() for steps in row):
-        return empty(axes, "no rate improved on the untrained model")
-    width = 0.84 / len(rates)
-    for group, row in enumerate(table.values()):
-        for i, (rate, steps) in enumerate(zip(rates, row, strict=True)):
-            x, missed = group + (i - (len(rates) - 1) / 2) * width, math.isinf(steps)
-            colour = colours(rates)[rate]
-            face = {"facecolor": "white", "edgecolor": colour, "hatch": "////"} if missed else {"color": colour}
-            axes.bar(x, planned if missed else steps, 0.9 * width, linewidth=1, **face)
-            if len(rates) > 5:
-                continue  # no room for numbers: the report's table has them
-            words = f">{planned}" if missed else f"{steps:.0f}"
-            axes.text(
-                x,
-                (planned if missed else steps) + 0.012 * planned,
-                words,
-                ha="center",
-                va="bottom",
-                fontsize=8,
-                rotation=90 if len(rates) > 3 else 0,
-            )
-    axes.set_xticks(range(len(table)), [f"{q:.0%}" for q in table])
-    axes.set_ylim(0, 1.17 * planned)
-    axes.grid(axis="x", visible=False)
-    axes.set(xlabel="share of the best gain l0 − l*", ylabel="optimiser steps (median of seeds)")
+def best_by_budget(axes: Axes, study: Study) -> None:
+    """The rate with the lowest mean eval loss at each step, and (hollow) those within the margin of it."""
+    if not study.budget:
+        return empty(axes, "no eval loss recorded")
+    rates = study.rates
+    axes.set_yscale("log")
+    for row in study.budget:
+        for rate in row["within"]:
+            axes.plot(row["step"], rate, marker(study, rate), color=colour(rate), markerfacecolor="white", markersize=5)
+        best = row["best_rate"]
+        axes.plot(row["step"], best, marker(study, best), color=colour(best), markersize=7, zorder=4)
+    between = [(row["step"], row["between"]) for row in study.budget if row["between"] is not None]
+    if len(between) > 1:
+        axes.plot(*zip(*between, strict=True), color=QUIET, linewidth=1.2, linestyle="--", zorder=1)
+    mark_passes(axes, study)
+    close = any(b / a < 1.25 for a, b in pairwise(rates)) or len(rates) > 8
+    axes.set_yticks(rates, [rate_label(rate) for rate in rates], fontsize=6.5 if close else 8.5)
+    axes.minorticks_off()
+    axes.set_ylim(rates[0] / 1.6, rates[-1] * 1.6)
+    axes.set_xlim(left=0)
+    axes.set(xlabel="optimiser step", ylabel="best rate for so many steps")
 
 
-PANELS = (
-    ("A  Train loss", train_loss),
-    ("B  Eval loss and targets", eval_loss),
-    ("C  Final eval loss by rate", final_loss),
-    ("D  Gradient norm", gradient_norm),
-    ("E  Size of the update", update_ratio),
-    ("F  Steps to each target", steps_to_targets),
+# Title and drawing of each panel; the letters and the grid follow.
+PANELS: tuple[tuple[str, Callable[[Axes, Study], None]], ...] = (
+    ("Train loss", train_loss),
+    ("Eval loss around the best", eval_loss),
+    ("Cost against the best rate", price),
+    ("Gradient norm", gradient_norm),
+    ("Size of the update", update_ratio),
+    ("Best rate by budget", best_by_budget),
 )
 
 
 def legend(figure: Figure, study: Study) -> None:
     """One legend for all panels, above them: the rates, then what the line styles mean."""
     handles = [
-        Line2D([], [], color=colour, linewidth=3, marker=MARKERS[i % len(MARKERS)], label=rate_label(rate))
-        for i, (rate, colour) in enumerate(colours(study.rates).items())
+        Line2D([], [], color=colour(rate), linewidth=3, marker=marker(study, rate), label=rate_label(rate))
+        for rate in study.rates
     ]
     if any(len(runs) > 1 for runs in study.used.values()):
         handles.append(Line2D([], [], color="#444444", linewidth=2.4, label="mean of seeds"))
         handles.append(Line2D([], [], color="#444444", linewidth=0.9, label="one seed"))
     if study.infeasible:
         handles.append(Line2D([], [], color="#444444", linestyle="--", linewidth=1.4, label="diverged"))
-        handles.append(Line2D([], [], color=DIVERGED, linestyle="", marker="X", markersize=8, label="first bad step"))
+        handles.append(Line2D([], [], color=DIVERGED, linestyle="", marker="X", markersize=8, label="began there"))
+    if study.steps_per_pass and (study.planned_steps or 0) > study.steps_per_pass:
+        handles.append(Line2D([], [], color=QUIET, linestyle=(0, (1, 2)), linewidth=1.2, label="end of a pass"))
     fit = int(figure.get_figwidth() * 0.75)  # entries that a row has room for
     rows = math.ceil(len(handles) / fit)
     columns = math.ceil(len(handles) / rows)
@@ -349,12 +343,15 @@ def legend(figure: Figure, study: Study) -> None:
 
 
 def comparison_figure(study: Study) -> Figure:
-    figure, grid = plt.subplots(2, 3, figsize=(12, 7.8))
-    for axes, (title, draw) in zip(grid.ravel(), PANELS, strict=True):
+    rows = math.ceil(len(PANELS) / COLUMNS)
+    figure, grid = plt.subplots(rows, COLUMNS, figsize=(12, 3.9 * rows))
+    for axes in grid.ravel()[len(PANELS) :]:
+        axes.set_visible(False)
+    for letter, axes, (title, draw) in zip(ascii_uppercase, grid.ravel(), PANELS, strict=False):
         draw(axes, study)
         if axes.get_xlabel() == "optimiser step":
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_title(title, pad=20 if draw in (gradient_norm, final_loss) else 6)
+        axes.set_title(f"{letter}  {title}", pad=20 if draw in (gradient_norm, price) else 6)
     legend(figure, study)
     return figure
 
@@ -370,78 +367,29 @@ def paired_ratio_figure(study: Study) -> Figure:
             if ratio is None or not len(ratio):
                 continue
             smooth = Series(ratio.step, ema(ratio.value, run.planned_steps or 0))
-            style = "--" if study.diverged(run) else "-"
-            colour = colours(study.rates)[rate]
+            style, shade = "--" if study.diverged(run) else "-", colour(rate)
             raw, smooth = thinned(ratio), thinned(smooth)
-            axes.plot(raw.step, raw.value, color=colour, alpha=0.2, linewidth=0.6)
-            axes.plot(smooth.step, smooth.value, style, color=colour, linewidth=0.9 if len(runs) > 1 else 1.8)
+            axes.plot(raw.step, raw.value, color=shade, alpha=0.2, linewidth=0.6)
+            axes.plot(smooth.step, smooth.value, style, color=shade, linewidth=0.9 if len(runs) > 1 else 1.8)
             ratios += [] if study.diverged(run) else [smooth]
             heights += ratio.value.tolist()
             drawn = True
         if len(ratios) > 1:
-            middle = mean_over_seeds(ratios)
-            axes.plot(middle.step, middle.value, color=colours(study.rates)[rate], linewidth=2.4)
+            middle = mean_series(ratios)
+            axes.plot(middle.step, middle.value, color=colour(rate), linewidth=2.4)
     if not drawn:
         empty(axes, "no two rates share a seed and a finite lowest rate")
     else:
-        axes.axhline(1, color="#555555", linestyle=":", linewidth=1.2)
+        axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2)
         axes.set_ylim(max(0, min(heights) - 0.05), min(max(heights), 1.5) + 0.05)
         axes.set(xlabel="optimiser step", ylabel=f"train loss / train loss at {rate_label(lowest)}")
+        mark_passes(axes, study)
         legend(figure, study)
-    axes.set_title("Paired train loss ratio: below 1 learns faster than the lowest rate")
+    axes.set_title("Train loss on equal batches: below 1 is lower than at the lowest rate")
     return figure
 
 
-def best_so_far_figure(study: Study) -> Figure:
-    """The pointwise lowest mean eval loss and the rate that has it: which rate wins for which number of steps."""
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5.6), sharex=True, height_ratios=[3, 1])
-    curves = {rate: s for rate, runs in study.used.items() if (s := mean_of_finite(runs)) is not None and len(s) > 1}
-    if not curves:
-        empty(top, "no eval loss recorded")
-        return figure
-    shades = colours(study.rates)
-    for rate, series in curves.items():
-        top.plot(series.step, series.value, color=shades[rate], linewidth=1, alpha=0.6)
-    steps = np.unique(np.concatenate([s.step for s in curves.values()]))
-    steps = steps[steps > 0]
-    table = np.full((len(curves), len(steps)), np.inf)
-    for i, series in enumerate(curves.values()):
-        table[i, np.isin(steps, series.step)] = series.value[series.step > 0]
-    apart = (table.max(0) > table.min(0)) | (len(curves) == 1)  # not so after a first step at rate 0: nobody leads
-    steps, table = steps[apart], table[:, apart]
-    winners = [list(curves)[i] for i in table.argmin(0)]
-    top.plot(steps, table.min(0), color="#444444", linewidth=1)
-    for rate in dict.fromkeys(winners):
-        here = np.array([w == rate for w in winners])
-        marker = MARKERS[study.rates.index(rate) % len(MARKERS)]
-        top.plot(steps[here], table.min(0)[here], marker, color=shades[rate], markersize=7)
-        bottom.plot(steps[here], [study.rates.index(rate)] * here.sum(), marker, color=shades[rate], markersize=6)
-    places = [study.rates.index(rate) for rate in winners]
-    bottom.plot(steps, places, color="#444444", linewidth=1, drawstyle="steps-mid", zorder=1)
-    small = 8.5 if len(study.rates) < 7 else 6.5
-    bottom.set_yticks(range(len(study.rates)), [rate_label(r) for r in study.rates], fontsize=small)
-    bottom.set_ylim(-0.6, len(study.rates) - 0.4)
-    limits = loss_limits(study, "eval/loss")
-    top.set_ylim(limits)
-    mark_divergence(top, study, "eval/loss")
-    top.set_title("Best rate so far: the lowest mean eval loss at each evaluation")
-    top.set_ylabel("nats per token")
-    bottom.set(xlabel="optimiser step", ylabel="best η")
-    legend(figure, study)
-    return figure
-
-
-def mean_of_finite(runs: list[Run]) -> Series | None:
-    """Mean eval loss at the steps where every run of the rate has a finite one."""
-    series = [r["eval/loss"].finite for r in runs if len(r["eval/loss"].finite)]
-    return mean_over_seeds(series) if series else None
-
-
-FIGURES = {
-    "lr_comparison.png": comparison_figure,
-    "paired_loss_ratio.png": paired_ratio_figure,
-    "best_rate_so_far.png": best_so_far_figure,
-}
+FIGURES = {"lr_comparison.png": comparison_figure, "paired_loss_ratio.png": paired_ratio_figure}
 
 
 def draw(study: Study, directory: Path) -> list[str]:

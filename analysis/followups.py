@@ -2,20 +2,21 @@
 
 import math
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import yaml
 
 from analysis.behaviour import onset
 from analysis.files import save
-from analysis.statistics import COARSE
-from analysis.study import Study, parameters
-from analysis.study import values as constants
-from analysis.wording import plural, rate_label
+from analysis.study import Study
+from analysis.sweep import parameters
+from analysis.sweep import values as constants
+from analysis.words import plural, rate_label
 
-HALF_DECADE, QUARTER_DECADE = 10**0.5, 10**0.25
-REACH = 2.5  # steps beyond the basin that one refinement goes, at most
+HALF_DECADE = 10**0.5
+BESIDE = 2.0  # factor from the best rate at which a refinement looks first: the seed document's 1e-4 and 4e-4
+CLOSE = 1.3  # factor between neighbouring rates below which more rates tell nothing
+PASSES = 2.0  # most passes over the data that a follow-up makes: later ones measure overfitting, not the rate
 SEEDS = 3  # the fewest that give a spread worth the name
 
 
@@ -23,46 +24,32 @@ def two_digits(rate: float) -> float:
     return float(f"{rate:.1e}")
 
 
-def basin_rates(study: Study) -> list[float]:
-    """Rates whose mean loss is within ε of the best."""
-    c = study.comparison
-    return [r for r, loss in zip(c.rates, c.loss, strict=True) if loss - c.loss.min() < study.basin_width]
-
-
 def refinement_grid(study: Study) -> tuple[list[float], str]:
-    """The rates to run next and why: half a decade apart around the basin, or left of the first diverging rate."""
-    rates = study.rates
+    """The rates to run next and why: beside the best rate first, or left of the first diverging rate."""
     if study.comparison is None:
         if not study.infeasible:
             return [], "no run has reached an end"
         first = min(study.infeasible)
-        return [
-            two_digits(first / HALF_DECADE**k) for k in (4, 3, 2, 1)
-        ], f"every rate from {rate_label(first)} up diverged: go left"
-    basin = basin_rates(study)
-    low, high, infeasible = min(basin), max(basin), set(study.infeasible)
-    left = max((r for r in rates if r < low), default=None)
-    right = min((r for r in rates if r > high), default=None)
-    known = [r for r in (left, *basin, right) if r is not None]
-    gap = max((b / a for a, b in pairwise(known)), default=math.inf)
-    # The step is halved only where the grid is already half a decade fine.
-    step = HALF_DECADE if gap > COARSE * 1.1 or None in (left, right) else QUARTER_DECADE
-    start = max(left or 0.0, low / step**REACH)
-    stop = min(right or math.inf, high * step**REACH)
-    best = study.best_rate
-    first, last = math.ceil(math.log(start / best, step)), math.floor(math.log(stop / best, step))
-    grid = [two_digits(best * step**k) for k in range(first, last + 1)]
-    new = [
-        r for r in grid if start * 1.1 < r < stop / 1.1 and all(abs(math.log(r / old)) > math.log(1.1) for old in rates)
-    ]
-    ends = [
-        rate_label(left) if left is not None else "an open left end",
-        rate_label(right) if right is not None else "an open right end",
-    ]
-    ends[1] += ", which diverged" if right in infeasible else ""
-    width = "half" if step == HALF_DECADE else "a quarter of"
-    why = f"the best rate so far is {rate_label(best)}, between {ends[0]} and {ends[1]}: {width} a decade apart there"
-    return new, why
+        rates = [two_digits(first / HALF_DECADE**k) for k in (4, 3, 2, 1)]
+        return rates, f"every rate from {rate_label(first)} up diverged: go left"
+    best, swept = study.best_rate, study.rates
+    left = max((rate for rate in swept if rate < best), default=None)
+    right = min((rate for rate in swept if rate > best), default=None)
+    found, ends = [], []
+    for neighbour, side, factor in ((left, "left", 1 / BESIDE), (right, "right", BESIDE)):
+        if neighbour is None:
+            found += [best * factor, best * factor**2]
+            ends.append(f"nothing to its {side} was run")
+            continue
+        gap = max(best / neighbour, neighbour / best)
+        if gap > BESIDE * CLOSE:
+            found.append(best * factor)
+        elif gap > CLOSE:
+            found.append(math.sqrt(best * neighbour))
+        dead = " and diverged" if neighbour in study.infeasible else ""
+        ends.append(f"{rate_label(neighbour)} is {gap:.3g} × {'lower' if side == 'left' else 'higher'}{dead}")
+    why = f"the best rate so far is {rate_label(best)}; {' and '.join(ends)}"
+    return sorted(map(two_digits, found)), why
 
 
 def config(study: Study, name: str, **values: list) -> dict:
@@ -91,6 +78,14 @@ def labels(rates: list[float]) -> str:
     return ", ".join(map(rate_label, rates))
 
 
+def passes(study: Study, steps: float, batch: float = 1.0) -> tuple[bool, str]:
+    """Whether so many steps with a batch so many times as large stay within PASSES; how many passes, in words."""
+    if study.steps_per_pass is None:
+        return True, "how many passes over the data that makes is not recorded"
+    made = steps * batch / study.steps_per_pass
+    return made <= PASSES, f"that makes {made:.1f} passes over the data"
+
+
 def refinement(study: Study) -> dict | None:
     grid, why = refinement_grid(study)
     question = "Where exactly is the optimum?"
@@ -98,12 +93,12 @@ def refinement(study: Study) -> dict | None:
 
 
 def seeds(study: Study) -> dict | None:
-    have = [int(s) for s in study.comparison.seeds] if study.comparison else []
-    if study.comparison is None or len(have) >= SEEDS:
+    have = {run.seed for run in study.counted} - {None}
+    if study.comparison is None or study.seeds >= SEEDS:
         return None
-    more = [s for s in range(2 * SEEDS) if s not in have][: SEEDS - max(1, len(have))]
-    variance = "unknown" if len(have) < 2 else "uncertain"
-    why = f"{plural(max(1, len(have)), 'seed')} so far: how much seeds vary is {variance}"
+    more = [s for s in range(2 * SEEDS + len(have)) if s not in have][: SEEDS - study.seeds]
+    variance = "unknown" if study.seeds < 2 else "uncertain"
+    why = f"{plural(study.seeds, 'seed')} so far: how much seeds vary is {variance}"
     return follow_up(study, "seeds", "Does the order survive another seed?", why, learning_rate=study.rates, seed=more)
 
 
@@ -111,19 +106,24 @@ def steps(study: Study) -> dict | None:
     slow = behaving(study, "slow")
     if not slow or study.best_rate is None:
         return None
-    why = f"eval loss was still falling at {labels(slow)} after {study.planned_steps} steps"
+    within, words = passes(study, 2 * study.planned_steps)
+    why = f"eval loss was still falling at {labels(slow)} after {study.planned_steps} steps; {words}"
     rates = sorted({*slow, study.best_rate})
     question = "Do the slow rates catch up in twice the steps?"
-    return follow_up(study, "steps", question, why, learning_rate=rates, max_steps=[2 * study.planned_steps])
+    return (
+        follow_up(study, "steps", question, why, learning_rate=rates, max_steps=[2 * study.planned_steps])
+        if within
+        else None
+    )
 
 
 def alpha_rate(study: Study) -> dict | None:
     alpha, best = study.recipe.get("lora_alpha"), study.best_rate
     if not isinstance(alpha, int) or alpha < 2 or best is None:
         return None
-    why = f"the best rate was {rate_label(best)} at α = {alpha}: if α·η decides, it halves when α doubles"
+    why = f"the best rate was {rate_label(best)} at α = {alpha}; if their product decides, it halves when α doubles"
     rates = [two_digits(best * factor) for factor in (0.5, 1, 2)]
-    question = "Is it α·η that matters?"
+    question = "Is it the rate, or its product with α?"
     return follow_up(study, "alpha_rate", question, why, learning_rate=rates, lora_alpha=[alpha // 2, 2 * alpha])
 
 
@@ -131,7 +131,7 @@ def warmup(study: Study) -> dict | None:
     early = [rate for rate, runs in study.used.items() if any(onset(study.verdicts[r.id], r) == "early" for r in runs)]
     if not early or not study.planned_steps:
         return None
-    now = max(run.warmup_steps for runs in study.used.values() for run in runs)
+    now = max(run.warmup_steps for run in study.counted)
     longer = sorted({max(2 * now, round(share * study.planned_steps)) for share in (0.1, 0.2)})
     why = f"{labels(early)} diverged early, with {now} steps of warm-up"
     question = "Does a longer warm-up make the diverging rate usable?"
@@ -139,10 +139,11 @@ def warmup(study: Study) -> dict | None:
 
 
 def batch_size(study: Study) -> dict | None:
-    shaky, now = behaving(study, "unstable", "diverged"), study.recipe.get("gradient_accumulation_steps")
-    if not shaky or not isinstance(now, int):
+    shaky, now = behaving(study, "unstable"), study.recipe.get("gradient_accumulation_steps")
+    within, words = passes(study, study.planned_steps or 0, 4)
+    if not shaky or not isinstance(now, int) or not within:
         return None
-    why = f"{labels(shaky)} became unstable or diverged: a batch 4 × as large has half the noise"
+    why = f"{labels(shaky)} became unstable: a batch 4 × as large has half the noise; {words}"
     rates = sorted({shaky[0], study.best_rate or shaky[0]})
     question = "Is it the batch's noise?"
     return follow_up(study, "batch_size", question, why, learning_rate=rates, gradient_accumulation_steps=[4 * now])
@@ -153,8 +154,8 @@ FOLLOW_UPS = (refinement, seeds, steps, alpha_rate, warmup, batch_size)
 
 
 def follow_ups(study: Study) -> list[dict]:
-    """Each as {"name", "question", "why", "config"}."""
-    return [found for follow in FOLLOW_UPS if (found := follow(study))]
+    """Each as {"name", "question", "why", "config"}; none of runs that cannot be compared."""
+    return [] if study.undeclared else [found for follow in FOLLOW_UPS if (found := follow(study))]
 
 
 def to_yaml(configuration: dict) -> str:

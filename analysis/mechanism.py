@@ -1,55 +1,53 @@
-"""Why: how far the first Adam step moves the weights, and how soon A moves, from the run's own d, r and α."""
+"""Why: the size of the first Adam steps, predicted from the run's own d, r, α and logged rates, beside the measured."""
 
 import math
 
-from analysis.behaviour import FAST_START
+import numpy as np
+
 from analysis.files import number
+from analysis.rates import Rate
 from analysis.runs import Run
-from analysis.study import Study
+from analysis.statistics import spread
 
-RULE_OF_THUMB = 1e-3  # update:weight ratio of a healthy step (cs231n, "Ratio of weights:updates")
+EARLY = 0.10  # share of the steps within which a measured ratio counts as early
 
 
-def mechanism(study: Study) -> dict | None:
-    """For each rate: ‖ΔW‖/‖W‖ after one full-rate Adam step, A's time-scale in steps, and the measured ratios.
+def mechanism(rates: list[Rate], rank: float | None, alpha: float | None) -> dict | None:
+    """For each rate: ‖ΔW‖/‖W‖ predicted and measured at the first evaluation after a step, and A's time-scales.
 
-    B = ±η elementwise after the first Adam step and A is still at init, U(±1/sqrt(d_in)), so
-    ‖ΔW‖_F = (α/r)·η·sqrt(d_out·r/3); A moves by its own standard deviation in 1/(sqrt(3·d_in)·η) steps.
-    None if no run records its adapted modules, r and α.
+    While A is at its start, U(±1/sqrt(d_in)), and each Adam step moves every entry of B by ±η_t with a steady sign,
+    ‖ΔW‖_F = (α/r)·Σ η_t·sqrt(d_out·r/3), with the η_t that were logged (a warm-up's are below η). One entry of A moves
+    by its own standard deviation in 1/(sqrt(3·d_in)·η) steps; along one direction of the input, where all entries move
+    together, A does so in 1/(sqrt(3)·d_in·η). None if no run records its adapted modules, r and α.
     """
-    runs = [run for group in study.used.values() for run in group]
+    runs = [run for row in rates for run in row.runs]
     source = next((run for run in runs if shapes(run)), None)
-    rank, alpha = number(study.recipe.get("lora_r")), number(study.recipe.get("lora_alpha"))
     if source is None or not rank or not alpha:
         return None
     modules = shapes(source)
-    update = math.sqrt(sum(n * (alpha / rank) ** 2 * d_out * rank / 3 for n, d_in, d_out, _ in modules))
+    update = math.sqrt(sum(n * (alpha / rank) ** 2 * d_out * rank / 3 for n, _, d_out, _ in modules))
     weight = math.sqrt(sum(n * d_in * d_out * std**2 for n, d_in, d_out, std in modules))
     widths = [d_in for _, d_in, _, _ in modules]
     rows = []
-    for rate, group in study.used.items():
-        first = [early_ratio(run) for run in group]
-        last = [float(s.value[-1]) for run in group if len(s := run["eval/update_ratio"].finite)]
+    for row in rates:
+        found = [pair for run in row.runs if (pair := predicted_and_measured(run, update / weight)) is not None]
+        eta = row.learning_rate
         rows.append(
             {
-                "learning_rate": rate,
-                "first_step": rate * update / weight,
-                "a_steps": [1 / (math.sqrt(3 * max(widths)) * rate), 1 / (math.sqrt(3 * min(widths)) * rate)],
-                "measured_early": mean([r for r in first if r is not None]),
-                "measured_end": mean(last),
+                "learning_rate": eta,
+                "full_step": eta * update / weight,
+                "step": found[0][0] if found else None,
+                "predicted": spread([predicted for _, predicted, _ in found]).mean,
+                "measured": spread([measured for _, _, measured in found]).mean,
+                "ratio": spread([measured / predicted for _, predicted, measured in found]).mean,
+                "end": row.update_ratio.mean,
+                "stable_rank": row.stable_rank.mean,
+                "entry_steps": [1 / (math.sqrt(3 * d) * eta) for d in (max(widths), min(widths))],
+                "direction_steps": [1 / (math.sqrt(3) * d * eta) for d in (max(widths), min(widths))],
             }
         )
-    step = next(
-        (int(s.step[s.value > 0][0]) for run in runs if ((s := run["eval/update_ratio"]).value > 0).any()), None
-    )
-    return {
-        "rank": rank,
-        "alpha": alpha,
-        "widths": [min(widths), max(widths)],
-        "matrices": sum(n for n, *_ in modules),
-        "early_step": step,
-        "rows": rows,
-    }
+    about = {"rank": rank, "alpha": alpha, "widths": [min(widths), max(widths)]}
+    return about | {"matrices": sum(n for n, *_ in modules), "rows": rows}
 
 
 def shapes(run: Run) -> list[tuple[float, float, float, float]]:
@@ -62,12 +60,12 @@ def shapes(run: Run) -> list[tuple[float, float, float, float]]:
     return rows if all(x and x > 0 for row in rows for x in row) else []
 
 
-def early_ratio(run: Run) -> float | None:
-    """The first measured ‖ΔW‖/‖W‖ after a step, at or before 10 % of the run."""
-    series = run["eval/update_ratio"].finite.between(1, max(2.0, FAST_START[1] * (run.planned_steps or 0)))
-    moved = series.value[series.value > 0]  # the warm-up's first rate is 0
-    return float(moved[0]) if len(moved) else None
-
-
-def mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def predicted_and_measured(run: Run, unit: float) -> tuple[int, float, float] | None:
+    """The first evaluation within the first tenth whose ‖ΔW‖ is not 0: (step, predicted, measured) ‖ΔW‖/‖W‖."""
+    series = run["eval/update_ratio"].finite.between(1, max(2.0, EARLY * (run.planned_steps or 0)))
+    moved = np.flatnonzero(series.value > 0)  # a warm-up's first rate is 0
+    if not len(moved):
+        return None
+    step, logged = int(series.step[moved[0]]), run["train/learning_rate"].finite
+    travelled = float(logged.between(1, step).value.sum())
+    return (step, unit * travelled, float(series.value[moved[0]])) if travelled > 0 else None

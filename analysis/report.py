@@ -1,249 +1,232 @@
-"""The report: one small function for each question, put in place by `report.md.jinja`.
+"""The report: one small function for each question, put in place by `report.md.jinja` and `report.html.jinja`.
 
-Every function takes the results as `all_results.json` has them and returns markdown; if the data flip, it flips.
-`render` escapes every string of the results once, on entry, so no value of a run can reach the page as markup.
+Every function takes the results as `all_results.json` has them and returns the report's little markdown; if the data
+flip, it flips. `render` escapes every string of the results once, on entry, so no value of a run can reach the page as
+markup. Tables are in tables.py, rounding and lists in words.py.
 """
 
 import math
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis import appendix, behaviour, statistics
+from analysis import behaviour, provenance, tables
 from analysis.files import number
+from analysis.headline import answer, basis, by_loss, improved, row_of
 from analysis.hypotheses import STANDARD
-from analysis.wording import (
+from analysis.statistics import COARSE
+from analysis.tables import winner
+from analysis.words import (
     bounds,
     decimals,
     escape,
-    grid,
+    fence,
+    html,
+    in_words,
     labels,
-    median,
-    p_value,
     percent,
     plural,
     rate_label,
-    steps,
+    settings,
+    shortened,
+    small,
 )
+
+SHOWN_RUNS = 12  # runs that a sentence lists one by one; the table at the end has all
 
 
 def render(results: dict, directory: Path, pictures: list[str]) -> str:
     """The whole README.md of an output directory."""
-    r = escape(results)
+    return fill("report.md.jinja", context(results, directory, pictures))
+
+
+def fill(template: str, values: dict) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # the page is markdown: `escape` is its filter
+        autoescape=False,  # `escape` has made every value inert as markdown and as HTML
     )
-    return environment.get_template("report.md.jinja").render(
-        answer=answer(r),
-        alarms=[f"{c['check']}: {c['detail']}" for c in r["checks"] if c["passed"] is False],
-        pictures=pictures,
-        conditions=appendix.conditions(r),
-        caption=caption(r),
-        table=table(r),
-        legend=legend(r),
-        hypotheses=hypotheses(r),
-        lowest=lowest(r),
-        instability=instability(r),
-        speed=speed(r),
-        standard=standard(r),
-        convergence=convergence(r),
-        insights=insights(r),
-        why=appendix.why(r),
-        samples=appendix.samples(r),
-        limits=appendix.limits(r),
-        follow_ups=appendix.follow_ups(r, directory),
-        checks=appendix.checks(r),
-        runs=appendix.runs(r),
-        reproduction=appendix.reproduction(r, results, directory),
-        docs=appendix.docs(directory),
-    )
+    environment.filters["html"] = html
+    return environment.get_template(template).render(values)
 
 
-def row_of(r: dict, wanted: float) -> dict | None:
-    return next((row for row in r["rates"] if math.isclose(row["learning_rate"], wanted, rel_tol=1e-6)), None)
-
-
-def compared(r: dict) -> list[dict]:
-    """The feasible rates, best first."""
-    return sorted((x for x in r["rates"] if x["basin"]["excess"] is not None), key=lambda x: x["basin"]["excess"])
-
-
-def with_flag(r: dict, flag: str) -> list[float]:
-    return [x["learning_rate"] for x in r["rates"] if flag in x["flags"]]
-
-
-def winner(r: dict) -> float | None:
-    """The rate that may be printed bold: the only one not outside the basin, over at least two seeds."""
-    inside = [x["learning_rate"] for x in r["rates"] if x["basin"]["verdict"] != "out"]
-    return r["best_rate"] if r["seeds"] > 1 and inside == [r["best_rate"]] else None
-
-
-def improved(r: dict) -> bool:
-    return None not in (r["base_loss"], r["best_loss"]) and r["base_loss"] > r["best_loss"]
-
-
-def difference(x: dict, comma: bool = False) -> str:
-    d = x["difference"]
-    return f"{rate_label(x['learning_rate'])}{',' * comma} is {decimals(d['mean'], '+.3f')}, {bounds(d['interval'])}"
-
-
-def answer(r: dict) -> str:
-    """Which learning rate, in one sentence with its number, interval and n."""
-    order = compared(r)
-    if not order:
-        diverged = [x["learning_rate"] for x in r["rates"] if x["diverged"]]
-        if diverged:
-            return f"No learning rate of this sweep is feasible: at least one run diverged at {labels(diverged)}."
-        states = ", ".join(sorted({x["state"] for x in r["runs"]}))
-        return (
-            f"No run has reached its end, so no learning rate can be named: {plural(len(r['runs']), 'run')} ({states})."
-        )
-    best, name = order[0], rate_label(order[0]["learning_rate"])
-    loss = f"{decimals(r['best_loss'])} nats per token ({bounds(best['interval'])}, n = {plural(r['seeds'], 'seed')})"
-    if r["base_loss"] is not None and not improved(r):
-        base = decimals(r["base_loss"])
-        return f"No rate improved on the untrained model ({base}): the least harmful, {name}, ended at {loss}."
-    strong = "**" if winner(r) else ""
-    text = f"{strong}{name} has the lowest final eval loss: {loss}{strong}"
-    tied = [x for x in order[1:] if x["basin"]["verdict"] != "out"]
-    if len(order) == 1:
-        text += "; it is the only feasible rate"
-    elif tied:
-        text += f", but not clearly: within ε = {decimals(r['basin']['width'])} of it or not told from it, "
-        text += "; ".join(map(difference, tied))
-    else:
-        text += f"; the next, {difference(order[1], comma=True)}"
-    return text + (". One seed: seed variance unknown." if r["seeds"] < 2 else ".")
-
-
-def plain(markdown: str) -> str:
-    """A sentence for the terminal: without emphasis."""
-    return markdown.replace("**", "")
+def context(results: dict, directory: Path, pictures: list[str]) -> dict:
+    """What both templates put in place: sentences, lists of sentences and tables, by name."""
+    r = escape(results)
+    return {
+        "r": r,
+        "answer": answer(r),
+        "basis": basis(r),
+        "alarms": [f"{c['check']}: {c['detail']}" for c in r["checks"] if c["passed"] is False],
+        "groups": tables.table(tables.GROUPS, r["groups"], r) if r["side_by_side"] else None,
+        "pictures": pictures,
+        "caption": caption(r),
+        "conditions": provenance.conditions(r),
+        "rates": tables.table(tables.RATES, r["rates"], r),
+        "legend": legend(r),
+        "moments": tables.table(tables.MOMENTS, r["rates"], r) if r["best_rate"] is not None else None,
+        "passes": passes(r),
+        "budget": tables.budget(r),
+        "budget_words": budget(r),
+        "hypotheses": tables.table(tables.HYPOTHESES, r["hypotheses"], r),
+        "one_seed": r["seeds"] == 1,
+        "questions": questions(r),
+        "insights": insights(r),
+        "controls": [
+            {
+                "title": settings(c["differs"]),
+                "words": control(r, c),
+                "table": tables.table(tables.CONTROL, c["points"], r),
+            }
+            for c in ([] if r["side_by_side"] else r["controls"])
+        ],
+        "repeats": tables.table(tables.REPEATS, r["repeats"], r),
+        "repeat_words": repeats(r),
+        "mechanism": tables.table(tables.MECHANISM, r["mechanism"]["rows"], r) if r["mechanism"] else None,
+        "why": why(r),
+        "samples": samples(r),
+        "limits": limits(r),
+        "follow_ups": follow_ups(r, directory),
+        "checks": tables.table(tables.CHECKS, r["checks"], r),
+        "runs": tables.table(tables.RUNS, r["runs"], r),
+        "sweeps": provenance.reproduction(r, results, directory),
+        "again": fence([f"python -m analysis {shlex.quote(provenance.folder(directory))}"]),
+        "settings": tables.table(tables.SETTINGS, provenance.settings(r), r),
+        "margin": decimals(r["basin"]["width"]) if r["basin"] else None,
+        "docs": provenance.docs(directory),
+    }
 
 
 def caption(r: dict) -> str:
-    c = r["basin"]
-    bars = ""
-    if c is not None and c["replicates"]:
-        bars = (
-            f" C: bars are 95 % intervals of the difference from the best rate, over {c['covers']}; "
-            f"the band is ε = {decimals(c['width'])} nats."
-        )
-    lines = (
-        "Thin lines are single runs, bold their mean."
-        if max((x["n"] for x in r["rates"]), default=0) > 1
-        else "One run a rate."
-    )
-    return (
-        f"Nats per answer token over {r['planned_steps']} steps. {lines} Diverged runs are dashed, with a red cross "
-        f"at the "
-        f"first bad step.{bars} F: “>{r['planned_steps']}” was not reached."
-    )
-
-
-def table(r: dict) -> str:
-    """The seed document's results table, with what is needed to judge its numbers."""
-    header = ["Learning Rate", "α·η", "Final Train Loss", "Final Eval Loss", "Δ vs best [95 %]", "G [95 %]"]
-    header += ["Steps to 80 %", "Clipped", "Behavior"]
-    rows = []
-    for x in r["rates"]:
-        strong = "**" if x["learning_rate"] == winner(r) else ""
-        rows.append(
-            [
-                f"{strong}{rate_label(x['learning_rate'])}{strong}",
-                decimals(x["alpha_rate"], ".2g"),
-                mean_sd(x["final_train"], x["n"]),
-                f"{strong}{mean_sd(x['final_eval'], x['n'])}{strong}",
-                "best" if x["learning_rate"] == r["best_rate"] else with_interval(x["difference"], "+.3f"),
-                with_interval(x["gain"], ".2f"),
-                steps(x["steps"]["0.8"], r["planned_steps"]),
-                percent(x["clipped"]),
-                behaviours(x),
-            ]
-        )
-    return grid(header, rows)
-
-
-def mean_sd(spread: dict, runs: int) -> str:
-    if spread["mean"] is None:
-        return "—"
-    sd = "" if spread["sd"] is None else f" ± {decimals(spread['sd'])}"
-    return f"{decimals(spread['mean'])}{sd} (n = {spread['n']}{'' if spread['n'] == runs else f' of {runs}'})"
-
-
-def with_interval(found: dict | None, form: str) -> str:
-    if found is None or found["mean"] is None:
-        return "—"
-    pair = found["interval"]
-    interval = f" [{decimals(pair[0], form)}, {decimals(pair[1], form)}]" if pair else ""
-    return decimals(found["mean"], form) + interval
-
-
-def behaviours(x: dict) -> str:
-    words = ", ".join(f"{word} {count}/{x['n']}" if x["n"] > 1 else word for word, count in x["behaviours"].items())
-    return words + (f" ({', '.join(x['flags'])})" if x["flags"] else "")
+    lines = "Thin: one seed; bold: mean." if max((x["n"] for x in r["rates"]), default=0) > 1 else "One run a rate."
+    diverged = " Dashed: diverged, with a red cross where that began." if any(x["diverged"] for x in r["rates"]) else ""
+    epochs = " Dotted vertical: a pass over the data ends." if (number(r["data"]["passes"]) or 0) > 1 else ""
+    return f"Nats per answer token over {r['planned_steps']} steps. {lines}{diverged}{epochs}"
 
 
 def legend(r: dict) -> str:
-    c, clip = r["basin"], r["recipe"].get("max_grad_norm")
-    words = (
-        "Nats per answer token. Final train loss: mean of the finite per-step losses over the last 10 % of the "
-        "steps (at "
-        "least 10). Final eval loss: mean ± standard deviation over n seeds. G: share of the best rate's gain over the "
-        "untrained model (1 the best, 0 untrained, below 0 harmed)."
-    )
-    words += "" if clip is None else f" Clipped: steps with a gradient norm above {decimals(clip, 'g')}."
-    if c is not None and c["replicates"]:
-        words += f" Intervals: percentile bootstrap over {c['covers']}, {c['replicates']:,} replicates."
-    if winner(r) is None and compared(r):
+    """What the intervals cover, and why no winner is named if none is."""
+    words = ""
+    found = next((x["difference"]["end"] for x in by_loss(r)[1:] if x["difference"]["end"]), None)
+    if found is not None and found["interval"]:
+        words += f"Intervals: 95 %, over {found['covers']}."
+    if winner(r) is None and by_loss(r) and len(r["rates"]) > 1:
         open_rates = [x["learning_rate"] for x in r["rates"] if x["basin"]["verdict"] != "out"]
-        reason = (
-            "one seed"
-            if r["seeds"] < 2
-            else f"the basin test leaves {labels(open_rates)}"
-            if open_rates
-            else "none passed"
-        )
+        if r["side_by_side"]:
+            reason = "groups are not ranked against each other; this table is the first group's"
+        elif r["seeds"] < 2:
+            reason = "one seed"
+        else:
+            reason = f"{labels(open_rates)} are not told apart"
         words += f" No winner is printed bold: {reason}."
     return words
 
 
-def hypotheses(r: dict) -> str:
-    rows = [[h["name"], h["claim"], f"**{h['verdict']}**", h["evidence"], str(h["n"])] for h in r["hypotheses"]]
-    seeds = "\n\nOne seed: each verdict holds for this seed; how seeds vary is unknown." if r["seeds"] == 1 else ""
-    return grid(["", "Hypothesis, fixed before the runs", "Verdict", "Evidence", "Seeds"], rows) + seeds
+def passes(r: dict) -> list[str]:
+    """What the number of passes over the data has to do with the result."""
+    data, found = r["data"], []
+    made, per_pass = number(data["passes"]), number(data["steps_per_pass"])
+    if made is None:
+        return ["The runs do not record their passes over the data."]
+    ending = f"the first ends at step {per_pass:.0f}" if made > 1 else "no example was seen twice"
+    found.append(f"The runs make {made:.2f} passes over the training examples; {ending}.")
+    for x in by_loss(r)[1:]:
+        end, best, first = (x["difference"][moment] for moment in ("end", "best", "one_pass"))
+        if None in (end, best) or end["mean"] - best["mean"] <= max(behaviour.REBOUND_NATS, 0.1 * end["mean"]):
+            continue
+        name, over = rate_label(x["learning_rate"]), rate_label(r["best_rate"])
+        parts = [f"{decimals(first['mean'], '+.3f')} after one pass"] if first else []
+        parts += [
+            f"{decimals(best['mean'], '+.3f')} at the best checkpoints",
+            f"{decimals(end['mean'], '+.3f')} at the end",
+        ]
+        late = max(0.0, min(1.0, 1 - best["mean"] / end["mean"]))
+        again = made > 1 and x["behaviours"].get("overfitting", 0) * 2 > x["n"]
+        cause = "when examples are seen again" if again else "after its best checkpoint"
+        found.append(f"{name} − {over}: {', '.join(parts)}. {percent(late)} of its cost at the end arises {cause}.")
+    chosen = [x["best_eval"] for x in r["rates"] if x["best_eval"]["n"]]
+    if chosen:
+        found.append(
+            "Best checkpoints are selected on the eval set among all evaluations, so they look a little too good."
+        )
+    return found
+
+
+def budget(r: dict) -> str:
+    """How the best rate depends on the number of steps: every prefix of a run at a constant rate is a run."""
+    rows = r["budget"]
+    if len({x["best_rate"] for x in rows}) < 2:
+        return f"{rate_label(rows[0]['best_rate'])} is best at every budget." if rows and len(r["rates"]) > 1 else ""
+    first, last = rows[0], rows[-1]
+    changes = [b for a, b in pairwise(rows) if a["best_rate"] != b["best_rate"]]
+    path = ", ".join(f"{rate_label(x['best_rate'])} from step {x['step']}" for x in changes[-4:])
+    words = f"{rate_label(first['best_rate'])} is best after {first['step']} steps, then {path}."
+    if first["best_rate"] > last["best_rate"]:
+        words += " Short trial runs, range tests and successive halving would choose too high a rate here."
+    schedule = str(r["recipe"].get("lr_scheduler_type", ""))
+    return words + (
+        " Under this schedule every prefix of a run is a run of that length." if schedule.startswith("constant") else
+        " The schedule is not constant, so a prefix is not what a shorter run would give."
+    )  # fmt: skip
+
+
+def questions(r: dict) -> list[tuple[str, str]]:
+    """The seed document's questions, each with its answer."""
+    return [
+        ("Which LR gave lowest final loss?", lowest(r)),
+        ("Did any LRs diverge or show instability?", instability(r)),
+        ("How did convergence speed differ?", speed(r)),
+        ("Does 2e-4 appear optimal for this setup?", standard(r)),
+    ]
 
 
 def lowest(r: dict) -> str:
-    order = compared(r)
+    order = by_loss(r)
     if not order:
-        return "None can be named: no feasible rate has a final eval loss."
-    loss = f"{decimals(r['best_loss'])} ({bounds(order[0]['interval'])}, n = {plural(r['seeds'], 'seed')})"
-    text = f"{rate_label(order[0]['learning_rate'])}: final eval loss {loss}"
-    text += f"; against it {'; '.join(map(difference, order[1:]))}" if len(order) > 1 else ""
+        return "None can be named: no rate ended without diverging."
+    level = order[0]["final_eval"]["level"]
+    name, loss = rate_label(order[0]["learning_rate"]), decimals(r["best_loss"])
+    text = f"{name}: final eval loss {loss}, {bounds(level['interval'])}"
+    rest = [
+        f"{rate_label(x['learning_rate'])} is {decimals(d['mean'], '+.3f')}, {bounds(d['interval'])}"
+        for x in order[1:]
+        if (d := x["difference"]["end"])
+    ]
+    text += f"; against it {'; '.join(rest)}" if rest else ""
     trained = [x for x in r["rates"] if x["final_train"]["mean"] is not None]
     if trained:
         x = min(trained, key=lambda x: x["final_train"]["mean"])
-        text += f". Lowest final train loss: {rate_label(x['learning_rate'])}, {mean_sd(x['final_train'], x['n'])}"
+        text += f". Lowest final train loss: {rate_label(x['learning_rate'])}, {tables.mean_sd(x['final_train'])}"
     return text + "."
 
 
 def instability(r: dict) -> str:
-    found = [x for x in r["runs"] if x["compared"] and x["behaviour"] in ("diverged", "unstable")]
-    total = plural(sum(x["compared"] for x in r["runs"]), "run")
-    if not found:
-        return f"No: of {total} none diverged and none was unstable."
+    counted = [x for x in r["runs"] if x["compared"]]
+    found = [x for x in counted if x["behaviour"] in ("diverged", "unstable")]
+    total = plural(len(counted), "run")
     diverged = sum(x["behaviour"] == "diverged" for x in found)
-    lines = [f"Yes: of {total} {diverged} diverged and {len(found) - diverged} were unstable."]
-    for x in found:
+    unstable = len(found) - diverged
+    late = [f"{sum(x['behaviour'] == word for x in counted)} {word}" for word in ("overfitting", "drifting")]
+    others = [words for words in late if not words.startswith("0 ")]
+    rest = f" Stable, but worse at the end than before: {' and '.join(others)}." if others else ""
+    if not found:
+        return f"No: of {total} none diverged and none was unstable.{rest}"
+    words = (
+        f"{n or 'none'} {verb}"
+        for n, verb in ((diverged, "diverged"), (unstable, f"{'was' if unstable < 2 else 'were'} unstable"))
+    )
+    lines = [f"Yes: of {total} {' and '.join(words)}.{rest}"]
+    for x in found[:SHOWN_RUNS]:
         seed = "" if x["seed"] is None else f", seed {x['seed']}"
-        when = f" ({x['onset']})" if x["onset"] else ""
-        lines.append(f"   - {rate_label(x['learning_rate'])}{seed}: {x['behaviour']}{when}, {x['reason']}.")
+        onset = f" ({x['onset']})" if x["onset"] else ""
+        lines.append(f"   - {rate_label(x['learning_rate'])}{seed}: {x['behaviour']}{onset}, {x['reason']}.")
+    if len(found) > SHOWN_RUNS:
+        lines.append(f"   - and {len(found) - SHOWN_RUNS} more, in the table of every run.")
     return "\n".join(lines)
 
 
@@ -275,62 +258,63 @@ def standard(r: dict) -> str:
     """Whether 2e-4, the rate that the seed document calls standard, is optimal here."""
     x, name = row_of(r, STANDARD), rate_label(STANDARD)
     if x is None:
-        return f"Not tested: no run at {name}."
+        return f"Not tested: no run at {name}. {optimum(r)}".strip()
     if x["diverged"]:
         return f"No: {x['diverged']} of {plural(x['n'], 'run')} diverged there."
     test = x["basin"]
     if test["excess"] is None:
         return "Undecided: no run there reached its end."
+    if len(r["rates"]) == 1:
+        return f"Undecided: {name} is the only rate that was run."
     word = {"in": "Yes, within what matters", "out": "No", "undecided": "Undecided"}[test["verdict"]]
     above = f"its mean is {decimals(test['excess'])} nats above that of {rate_label(r['best_rate'])}"
-    place = "it has the lowest mean" if x["learning_rate"] == r["best_rate"] else above
     width = decimals(r["basin"]["width"])
-    text = (
-        f"{word}: {place}; excess over the best rate {bounds(test['interval'])}, against a margin of ε = {width} nats."
-    )
+    if x["learning_rate"] == r["best_rate"]:
+        text = f"{word}: it has the lowest mean" + (
+            f", and at most {decimals(test['interval'][1])} is lost by it." if test["interval"] else "."
+        )
+    else:
+        text = f"{word}: {above}, {bounds(test['interval'])}, against a margin of {width} nats."
     if r["seeds"] < 2:
         text += " With one seed this is about the eval examples, not about seeds."
-    return f"{text} {appendix.spacing(r)}".strip()
+    return f"{text} {optimum(r)}".strip()
 
 
-def convergence(r: dict) -> str:
-    """Steps, tokens and seconds to the targets by rate, medians over seeds."""
-    if not improved(r):
+def optimum(r: dict) -> str:
+    """Where the optimum is, as far as the tested rates tell."""
+    o, best = r["optimum"], rate_label(r["best_rate"])
+    if o is None or o["tested"] < 2:
         return ""
-    rows = []
-    for x in r["rates"]:
-        runs = [y for y in r["runs"] if y["compared"] and y["learning_rate"] == x["learning_rate"]]
-        found = [y["convergence"] for y in runs if y["convergence"]]
-        cells = [steps(x["steps"][f"{q:g}"], r["planned_steps"]) for q in statistics.TARGETS]
-        for key, form in (("tokens", ",.0f"), ("seconds", ",.1f")):
-            values = [number(c["0.8"][key]) for c in found]
-            cells.append("—" if not values or None in values else median(values, form))
-        cells.append(median([number(c["area"]) for c in found], ".2f") if found else "—")
-        rows.append([rate_label(x["learning_rate"]), *cells, str(len(found))])
-    header = ["Learning Rate", "Steps to 50 %", "80 %", "95 %", "Tokens to 80 %", "Seconds to 80 %", "Area", "n"]
-    return (
-        f"{grid(header, rows)}\n\nTargets: l0 − q·(l0 − l*), q = 50, 80, 95 %, with l0 = {decimals(r['base_loss'])} "
-        f"(untrained) "
-        f"and l* = {decimals(r['best_loss'])} (best rate). Medians over n runs; a miss (“>”, ∞) stays in the "
-        f"median. Area: mean "
-        "of (e − l*)/(l0 − l*) over the run, 0 at the best loss from the start, 1 nothing learned, ∞ without an end."
-    )
+    if o["identified"]:
+        pair = o["interval"]
+        spread = "no interval" if pair is None else f"95 % [{rate_label(pair[0])}, {rate_label(pair[1])}]"
+        at = f"{rate_label(o['learning_rate'])}, {spread}"
+        return f"A quadratic in the rate's logarithm through {o['n']} rates is lowest at {at}."
+    gaps = [(a, b) for a, b in ((o["left"], r["best_rate"]), (r["best_rate"], o["right"])) if None not in (a, b)]
+    wide = [f"between {rate_label(a)} and {rate_label(b)} ({b / a:.3g} ×)" for a, b in gaps if b / a > COARSE]
+    words = f"{best} is the best of {in_words(o['tested'])} rates that ended"
+    if o["reason"] == "diverged":
+        words += f"; its right neighbour, {rate_label(o['right'])}, diverged"
+    if o["reason"] == "edge":
+        words += ", at the edge of them: the optimum may lie beyond"
+    if o["reason"] == "no parabola":
+        words += "; their losses follow no parabola, so it is not placed more exactly"
+    return words + (f"; {' and '.join(wide)} nothing was run" if wide else "") + "."
 
 
 def insights(r: dict) -> list[str]:
     """What else the numbers say, one sentence each."""
-    found, s, o = [], r["sensitivity"], r["optimum"]
-    if s is not None:
+    found = []
+    crossed = [x["learning_rate"] for x in r["rates"] if "crossed" in x["flags"]]
+    if crossed:
+        found.append(f"Early lead, later loss: {labels(crossed)} led in the first half and ended outside the margin.")
+    gaps = [x for x in r["rates"] if x["gap"]["n"]]
+    if len(gaps) > 1:
+        low, high = min(gaps, key=lambda x: x["gap"]["mean"]), max(gaps, key=lambda x: x["gap"]["mean"])
         found.append(
-            f"Sensitivity to the learning rate: S = {decimals(s['nats'])} nats over {s['rates']} rates, "
-            f"{percent(s['share'])} of "
-            "the gain l0 − l* (mean of min(E, l0) − l*, a diverged run counting as untrained; Wortsman et al., "
-            "arXiv:2309.14322)."
-        )
-    if with_flag(r, "crossed"):
-        crossed = labels(with_flag(r, "crossed"))
-        found.append(
-            f"Early lead, later loss: {crossed} led on eval loss in the first half, and ended outside the basin."
+            f"Eval loss minus train loss at the end runs from {decimals(low['gap']['mean'], '+.2f')} at "
+            f"{rate_label(low['learning_rate'])} to {decimals(high['gap']['mean'], '+.2f')} at "
+            f"{rate_label(high['learning_rate'])}: the more, the more was learned of the training examples alone."
         )
     fast = [
         f"{rate_label(x['learning_rate'])} in {plural(x['flags']['fast start'], 'seed')}"
@@ -340,37 +324,176 @@ def insights(r: dict) -> list[str]:
     if fast:
         first, last = (100 * share for share in behaviour.FAST_START)
         found.append(f"Fastest start, the lowest train loss over steps {first:g}–{last:g} %: {', '.join(fast)}.")
-    if with_flag(r, "clip-bound"):
-        found.append(
-            f"Clip-bound: at {labels(with_flag(r, 'clip-bound'))} more than {percent(behaviour.CLIP_BOUND)} of the "
-            f"steps are "
-            "clipped. Adam cancels a constant factor of the gradient, so clipping evens the steps out more than it "
-            "shortens them."
-        )
-    for key, settings in r["by_setting"].items():
-        parts = []
-        for x in settings:
-            if x["best_rate"] is None:
-                parts.append(f"{x['value']}: no run ended without diverging")
-                continue
-            of = f"of {plural(x['rates'], 'rate')}, n = {x['n']}, {x['diverged']} diverged"
-            product = f", α·η {decimals(x['alpha_rate'], '.2g')}" if key == "lora_alpha" else ""
-            parts.append(f"{x['value']}: {rate_label(x['best_rate'])} at {decimals(x['loss'])} ({of}{product})")
-        found.append(f"Best rate by {key} (means, without interval): {'; '.join(parts)}.")
-    if o is not None and o["identified"]:
-        pair = o["interval"]
-        spread = "no interval" if pair is None else f"95 % [{rate_label(pair[0])}, {rate_label(pair[1])}]"
-        found.append(
-            f"A quadratic in log10 η through {o['n']} rates is lowest at {rate_label(o['learning_rate'])}, "
-            f"{spread}, if it is one."
-        )
-    elif o is not None:
-        found.append(f"A quadratic in log10 η does not identify the optimum: {o['reason']}.")
-    tested = [x for x in compared(r)[1:] if x["difference"]["p"] is not None]
-    if tested:
-        parts = ", ".join(f"{rate_label(x['learning_rate'])} {p_value(x['difference']['p'])}" for x in tested)
-        found.append(
-            f"Difference from {rate_label(r['best_rate'])}, bootstrap with Holm's correction for {len(tested)}: "
-            f"{parts}."
-        )
+    found += [control(r, c) for c in ([] if r["side_by_side"] else r["controls"])]
     return found or ["None: too few runs have reached an end."]
+
+
+def control(r: dict, c: dict) -> str:
+    """What a control's setting costs, rate by rate, and whether the size of the update says why."""
+    name, parts, norms = settings(c["differs"]), [], []
+    width = number(r["basin"]["width"]) if r["basin"] else 0.0
+    for x in c["points"]:
+        rate, d = rate_label(x["learning_rate"]), x["difference"]
+        if d is None:
+            alone = "diverged" if x["diverged"] else "has no run that ended beside one of the main grid"
+            parts.append(f"at {rate} it {alone}")
+            continue
+        own, main = x["update_ratio"]["mean"], x["main_update_ratio"]["mean"]
+        norms += [abs(own / main - 1)] if own and main else []
+        settled = d["interval"] is None or not d["interval"][0] <= 0 <= d["interval"][1]
+        if abs(d["mean"]) < width:
+            parts.append(f"at {rate} it changes nothing that matters ({decimals(d['mean'], '+.3f')})")
+            continue
+        verb = "costs" if d["mean"] > 0 else "gains"
+        gained = number(x["main_gain"])
+        reach = gained * (r["base_loss"] - r["best_loss"]) if gained and improved(r) else 0.0
+        share = f", {percent(d['mean'] / reach)} of what that rate gains" if reach > 0 and d["mean"] > 0 else ""
+        doubt = "" if settled else ", not told from nothing"
+        parts.append(f"at {rate} it {verb} {decimals(abs(d['mean']))}{share}{doubt}")
+    text = f"{name} beside the main grid: {'; '.join(parts)}."
+    lost = any(x["difference"] and x["difference"]["mean"] >= width for x in c["points"])
+    if lost and norms and max(norms) < 0.1:
+        text += f" The update's norm differs by at most {100 * max(norms):.1f} %: its size is not what is lost."
+    return text
+
+
+def repeats(r: dict) -> str:
+    floor, alone = r["noise_floor"], [x for x in r["repeats"] if x["solo"]]
+    words = []
+    if floor is not None:
+        n = sum(not x["solo"] for x in r["repeats"])
+        words.append(
+            f"The same recipe, rate and seed run again ended {decimals(floor, '.2g')} nats apart (root mean square of "
+            f"{plural(n, 'pair')}): smaller differences are noise."
+        )
+    if alone:
+        worst = max(abs(x["difference"]) for x in alone)
+        words.append(f"A gang and train.py alone ended at most {decimals(worst, '.2g')} nats apart at the same point.")
+    return " ".join(words)
+
+
+def why(r: dict) -> list[str]:
+    """What the sizes of the steps say, as far as these data bear it."""
+    m = r["mechanism"]
+    if m is None:
+        return [
+            "The runs do not record their adapted modules, r and α, so the size of the first steps cannot be computed."
+        ]
+    found, rows = [], [x for x in m["rows"] if x["ratio"] is not None]
+    if rows:
+        ratios = [x["ratio"] for x in rows]
+        even = max(ratios) - min(ratios) < 0.05
+        which = f"{min(ratios):.2f} at {'every rate' if len(rows) > 1 else 'this rate'}" if even else (
+            f"{min(ratios):.2f} to {max(ratios):.2f}"
+        )  # fmt: skip
+        step = rows[0]["step"]
+        found.append(
+            f"At step {step} the measured size is {which} times that predicted for a gradient of steady sign"
+            + (": noisy gradients average in Adam, and the rate sets the size." if even and max(ratios) < 1 else ".")
+        )
+    planned = r["planned_steps"] or 0
+    turned = [x for x in m["rows"] if number(x["entry_steps"][1]) > planned > number(x["direction_steps"][1])]
+    if turned:
+        x = turned[0]
+        found.append(
+            f"At {labels([t['learning_rate'] for t in turned])} single entries of A hardly move in {planned} steps (at "
+            f"{rate_label(x['learning_rate'])} they need {tables.span(x['entry_steps'])}), but along one direction, "
+            f"where they move together, A needs {tables.span(x['direction_steps'])}: it turns within the run."
+        )
+    ends = [x for x in m["rows"] if x["end"]]
+    if len(ends) > 1:
+        low, high = ends[0], ends[-1]
+        found.append(
+            f"At the end ‖ΔW‖/‖W‖ is {small(low['end'])} at {rate_label(low['learning_rate'])} and "
+            f"{small(high['end'])} at {rate_label(high['learning_rate'])}: {high['end'] / low['end']:.0f} × for a rate "
+            f"{high['learning_rate'] / low['learning_rate']:.0f} × as high."
+        )
+    config = next((x["config"] for x in r["runs"] if x["compared"]), {})
+    trained, total = number(config.get("trainable_parameters")), number(config.get("all_parameters"))
+    if trained and total:
+        found.append(f"The adapters are {trained:,.0f} of {total:,.0f} parameters, {100 * trained / total:.2f} %.")
+    return found
+
+
+def samples(r: dict) -> list[dict]:
+    """Greedy completions of the fixed prompts: reference, untrained model, one run for each rate (its first seed)."""
+    shown: dict[float, dict] = {}
+    for x in r["runs"]:
+        if x["compared"] and x["generations"]:
+            shown.setdefault(x["learning_rate"], x)
+    if not shown:
+        return []
+    found = []
+    for i, sample in enumerate(next(iter(shown.values()))["generations"]):
+        rows = [{"who": "*reference*", "text": sample.get("reference")}]
+        if sample.get("untrained") is not None:
+            rows.append({"who": "*untrained*", "text": sample["untrained"]})
+        for rate, x in shown.items():
+            completion = x["generations"][i].get("completion") if i < len(x["generations"]) else None
+            rows.append({"who": rate_label(rate), "text": completion})
+        # In <pre> an entity is a character, line ends included, and nothing is markdown.
+        found.append({"prompt": shortened(sample.get("prompt"), 600), "table": tables.table(tables.SAMPLES, rows, r)})
+    return found
+
+
+def limits(r: dict) -> list[str]:
+    """What the sweep cannot say, one sentence each."""
+    found, c = [], r["basin"]
+    if c is None:
+        found.append("No rate ended without diverging, so nothing is compared.")
+    elif r["seeds"] < 2:
+        found.append(f"One seed: the intervals cover {c['covers']}, not seeds.")
+    elif c["seed_sd"] is not None:
+        found.append(
+            f"{r['seeds']} seeds, standard deviation {decimals(c['seed_sd'], '.4f')} nats (median over rates)."
+        )
+    data = r["data"]
+    if c is not None and data["eval_examples"] and not data["eval_modules"]:
+        found.append(
+            "The records do not say which module an eval example is from: the intervals take the examples as "
+            "independent and are too narrow if those of a module resemble each other."
+        )
+    unpaired = [x["learning_rate"] for x in by_loss(r) if (d := x["difference"]["end"]) and not d["paired"]]
+    if unpaired:
+        found.append(f"{labels(unpaired)} share no seed with the best rate, so their differences are not paired.")
+    fewer = sorted({x["final_eval"]["n"] for x in by_loss(r)})
+    if len(fewer) > 1:
+        found.append(
+            f"The rates have from {fewer[0]} to {fewer[-1]} seeds; differences use those that both rates have."
+        )
+    if r["recipe"].get("lr_scheduler_type") is not None:
+        warm = decimals(r["recipe"].get("warmup_steps"), "g")
+        found.append(
+            f"The schedule is {r['recipe']['lr_scheduler_type']}{'' if warm == '—' else f' with a warm-up of {warm}'}; "
+            "another moves the best peak rate."
+        )
+    if r["planned_steps"]:
+        found.append("One base model, one data set, one batch size: a rate found here is a guess elsewhere.")
+    lost = [x for x in r["runs"] if x["excluded"] or x["behaviour"] == "incomplete"]
+    for x in lost[:SHOWN_RUNS]:
+        who = f"Run {x['id']} ({rate_label(x['learning_rate'])}, {x['state']})"
+        found.append(
+            f"{who} is not in the statistics: {x['excluded']}."
+            if x["excluded"]
+            else f"{who} has no end: {x['reason']}."
+        )
+    if len(lost) > SHOWN_RUNS:
+        found.append(
+            f"{len(lost) - SHOWN_RUNS} more runs are not in the statistics or have no end: see the table of every run."
+        )
+    return found
+
+
+def follow_ups(r: dict, directory: Path) -> list[str]:
+    lines = []
+    for f in r["follow_ups"]:
+        swept = [
+            f"{key} {', '.join(rate_label(v) if isinstance(v, float) else str(v) for v in spec['values'])}"
+            for key, spec in f["config"]["parameters"].items()
+            if "values" in spec
+        ]
+        command = f"`wandb sweep {provenance.folder(directory)}/{f['file']}`"
+        lines.append(
+            f"**{f['question']}** Because {f['why']}. {'; '.join(swept)}: [{f['file']}]({f['file']}), {command}"
+        )
+    return lines

@@ -1,41 +1,50 @@
-"""From a study to `all_results.json`: every run, every rate, every number that the report may use."""
+"""A Study as plain data: what stands in `all_results.json`, and what the report and the pages are made of."""
 
-import math
+from dataclasses import asdict
 
-import numpy as np
-
-from analysis import behaviour, statistics
+from analysis.behaviour import onset
 from analysis.checks import checks
-from analysis.curves import area_under, first_crossing
+from analysis.controls import control
+from analysis.curves import first_crossing
 from analysis.followups import follow_ups, sweep_file
-from analysis.hypotheses import hypotheses
-from analysis.mechanism import mechanism
-from analysis.runs import Run
-from analysis.study import Study, gain_interval, median_steps
+from analysis.rates import Rate, example_set
+from analysis.runs import Checkpoint, Run
+from analysis.statistics import Estimate
+from analysis.study import Study
 
 
 def results(study: Study) -> dict:
     """The whole analysis as plain data, deterministic for given runs: no time, no path, no order of arrival."""
-    flags = {run.id: run_flags(study, run) for run in study.runs}
+    parts = (study, *study.beside)
     computed = {
         "recipe": study.recipe,
-        "differing": study.differing,
-        "by_setting": by_setting(study),
+        "not_comparable": list(study.undeclared),
+        "side_by_side": bool(study.beside) and bool(study.undeclared or not study.sizes_differ),
+        "groups": [group(study, part) for part in parts] if study.beside else [],
         "planned_steps": study.planned_steps,
+        "data": data(study),
         "base_loss": study.base_loss,
         "best_rate": study.best_rate,
         "best_loss": study.best_loss,
         "seeds": study.seeds,
         "basin": basin(study),
-        "optimum": None if study.comparison is None else statistics.optimum(study.comparison, study.infeasible),
-        "sensitivity": sensitivity(study),
-        "rates": [rate_row(study, rate, flags) for rate in study.rates],
-        "hypotheses": hypotheses(study),
+        "advice": None if study.advice is None else asdict(study.advice) | {"rise": estimate(study.advice.rise)},
+        "optimum": study.optimum,
+        "rates": [rate_row(study, row) for row in study.rows],
+        "budget": study.budget,
+        "controls": [
+            {"differs": part.differs, "points": [asdict(point) for point in control(study, part)]}
+            for part in study.beside
+        ],
+        "repeats": [asdict(repeat) for part in parts for repeat in part.repeats],
+        "noise_floor": study.noise_floor,
+        "device_seconds": [part.device_seconds for part in parts],
+        "hypotheses": study.hypotheses,
         "checks": checks(study),
-        "mechanism": mechanism(study),
+        "mechanism": study.mechanism,
         "follow_ups": [follow | {"file": sweep_file(follow["name"])} for follow in follow_ups(study)],
     }
-    rows = [rounded(run_row(study, run, flags[run.id])) | recorded(run) for run in study.runs]
+    rows = [rounded(run_row(part, run, part is study)) | recorded(run) for part in parts for run in part.runs]
     return {"sweeps": study.sweeps, **rounded(computed), "runs": rows}
 
 
@@ -54,10 +63,89 @@ def recorded(run: Run) -> dict:
     return {"generations": run.generations, "config": run.config, "summary": run.summary}
 
 
-def run_row(study: Study, run: Run, flags: list[str]) -> dict:
+def estimate(found: Estimate | None) -> dict | None:
+    return None if found is None else asdict(found) | {"covers": found.covers}
+
+
+def point(checkpoint: Checkpoint | None) -> dict | None:
+    return None if checkpoint is None else {"step": checkpoint.step, "loss": checkpoint.loss}
+
+
+def group(study: Study, part: Study) -> dict:
+    """One group of runs by itself: its settings where groups differ, and its best rate."""
+    keys = {key: None for other in study.beside for key in other.differs}
+    own = {key: part.differs.get(key, setting(part, key)) for key in keys}
+    return {
+        "settings": own,
+        "runs": len(part.runs),
+        "rates": part.rates,
+        "seeds": part.seeds,
+        "diverged": sum(part.diverged(run) for run in part.counted),
+        "base_loss": part.base_loss,
+        "best_rate": part.best_rate,
+        "best_loss": part.best_loss,
+        "level": estimate(part.comparison.levels[part.comparison.best]) if part.comparison else None,
+    }
+
+
+def setting(part: Study, key: str) -> object:
+    """What the group's runs have for a key of `sweep.recipe`."""
+    name, _, package = key.partition(".")
+    found = next((run.config[name] for run in part.runs if name in run.config), None)
+    return found.get(package) if package and isinstance(found, dict) else found
+
+
+def data(study: Study) -> dict:
+    """How much there was to learn from, and how often it was seen."""
+    tokens, module = example_set(study.counted)
+    runs = study.counted
+    return {
+        "train_examples": next((run.train_examples for run in runs if run.train_examples), None),
+        "train_examples_recorded": any("train_examples" in run.config for run in runs),
+        "train_tokens": next((run.config["train_tokens"] for run in runs if "train_tokens" in run.config), None),
+        "eval_examples": None if tokens is None else len(tokens),
+        "eval_modules": None if module is None else int(module.max()) + 1,
+        "steps_per_pass": study.steps_per_pass,
+        "passes": max((run.passes for run in runs if run.passes), default=None),
+    }
+
+
+def basin(study: Study) -> dict | None:
+    """What the basin test stands on."""
+    c = study.comparison
+    return None if c is None else {"width": c.width, "seed_sd": c.seed_sd, "covers": c.levels[c.best].covers}
+
+
+def rate_row(study: Study, row: Rate) -> dict:
+    """One rate over its seeds; None where a number does not exist."""
+    best_of_seeds = {"mean": row.best_eval.mean, "sd": row.best_eval.sd, "n": row.best_eval.n, "step": row.best_step}
+    return {
+        "learning_rate": row.learning_rate,
+        "alpha_rate": row.alpha_rate,
+        "n": len(row.runs),
+        "diverged": row.diverged,
+        "final_train": asdict(row.final_train),
+        "final_eval": asdict(row.final_eval) | {"level": estimate(row.level)},
+        "last_eval": asdict(row.last_eval) | {"step": row.last_step},
+        "best_eval": best_of_seeds,
+        "one_pass": asdict(row.one_pass),
+        "gap": asdict(row.gap),
+        "difference": {moment: estimate(found) for moment, found in row.moments.items()},
+        "gain": None if row.gain is None else {"mean": row.gain, "interval": row.gain_interval},
+        "basin": {"verdict": row.basin, "excess": row.excess, "interval": row.excess_interval},
+        "steps": {f"{q:g}": steps for q, steps in row.steps.items()},
+        "clipped": row.clipped,
+        "update_ratio": asdict(row.update_ratio),
+        "stable_rank": asdict(row.stable_rank),
+        "behaviours": row.behaviours,
+        "flags": row.flags,
+    }
+
+
+def run_row(study: Study, run: Run, main: bool) -> dict:
     """Identity, computed quantities and verdict of one run."""
     evidence, verdict = study.evidence[run.id], study.verdicts[run.id]
-    ratio, rank = run["eval/update_ratio"], run["eval/stable_rank"]
+    tokens = run["train/num_tokens"].finite
     return {
         "id": run.id,
         "name": run.name,
@@ -66,210 +154,34 @@ def run_row(study: Study, run: Run, flags: list[str]) -> dict:
         "created_at": run.created_at,
         "learning_rate": run.learning_rate,
         "seed": run.seed,
-        "compared": run.id not in study.excluded,
+        "compared": main and run.id not in study.excluded,
         "excluded": study.excluded.get(run.id),
+        "differs": study.differs,
         "last_step": run.last_step,
         "planned_steps": run.planned_steps,
+        "passes": run.passes,
+        "tokens": int(tokens.value[-1]) if len(tokens) else None,
         "base_loss": run.base_loss,
         "final_train_loss": run.final_train_loss,
         "final_eval_loss": run.final_eval_loss,
+        "best_checkpoint": point(run.best),
+        "one_pass": point(run.one_pass),
+        "last_finite": point(run.last),
         "captured_gain": evidence.gain,
-        "tail_rise": evidence.tail_rise,
-        "bump": evidence.bump and evidence.bump[0],
-        "clipped": evidence.clipped,
+        "steps_to_80": None if study.best_loss is None else steps_to(study, run, 0.8),
         "seconds_per_step": run.seconds_per_step,
-        "convergence": convergence(study, run),
-        "update_ratio": float(ratio.value[-1]) if len(ratio) else None,
-        "stable_rank": float(rank.value[-1]) if len(rank) else None,
         "behaviour": verdict.behaviour,
-        "onset": behaviour.onset(verdict, run),
+        "onset": onset(verdict, run),
+        "divergence": evidence.divergence if verdict.behaviour == "diverged" else None,
         "step": verdict.step,
         "measured": verdict.measured,
         "reason": verdict.reason,
-        "flags": flags,
+        "flags": study.flags[run.id],
         "notes": run.notes,
     }
 
 
-def convergence(study: Study, run: Run) -> dict | None:
-    """Steps, tokens and seconds to each target, ∞ for a miss, and the normalised area under the eval curve."""
-    if None in (study.base_loss, study.best_loss) or study.base_loss <= study.best_loss:
+def steps_to(study: Study, run: Run, q: float) -> float | None:
+    if study.base_loss is None or study.base_loss <= study.best_loss:
         return None
-    tokens, pace = run["train/num_tokens"].finite, run.seconds_per_step
-    found = {"area": area_under(run["eval/loss"], study.base_loss, study.best_loss, run.planned_steps or 0)}
-    for q in statistics.TARGETS:
-        target = study.base_loss - q * (study.base_loss - study.best_loss)
-        steps = first_crossing(run["eval/loss"], target)
-        found[f"{q:g}"] = {
-            "target": target,
-            "steps": steps,
-            "seconds": None if pace is None else steps * pace,
-            "tokens": None
-            if not len(tokens)
-            else math.inf
-            if math.isinf(steps)
-            else float(np.interp(steps, [0, *tokens.step], [0, *tokens.value])),
-        }
-    return found
-
-
-def rate_row(study: Study, rate: float, flags: dict[str, list[str]]) -> dict:
-    """One rate over its seeds: means, spreads and intervals; None where a number does not exist."""
-    runs, place, c = study.used[rate], study.index(rate), study.comparison
-    alpha = study.recipe.get("lora_alpha")
-    row = {
-        "learning_rate": rate,
-        "alpha_rate": alpha * rate if isinstance(alpha, int | float) else None,
-        "n": len(runs),
-        "diverged": sum(study.diverged(r) for r in runs),
-        "final_train": spread([r.final_train_loss for r in runs]),
-        "final_eval": spread([r.final_eval_loss for r in runs]),
-        "interval": None,
-        "difference": None,
-        "gain": None,
-        "basin": {"verdict": "out", "excess": None, "interval": None},
-        "steps": {f"{q:g}": median_steps(study, rate, q) for q in statistics.TARGETS},
-        "clipped": spread([study.evidence[r.id].clipped for r in runs])["mean"],
-        "behaviours": count([study.verdicts[r.id].behaviour for r in runs]),
-        "flags": count([flag for r in runs for flag in flags[r.id]]),
-    }
-    if place is None:
-        return row
-    over, best = statistics.excess(c), study.best
-    excess_interval = None if over is None else statistics.interval(over[:, place])
-    row["basin"] = {
-        "verdict": statistics.basin_verdict(excess_interval, study.basin_width),
-        "excess": float(c.loss[place] - c.loss[best]),
-        "interval": excess_interval,
-    }
-    row["interval"] = None if c.replicates is None else statistics.interval(c.replicates[:, place])
-    if place != best:
-        differences = None if c.replicates is None else c.replicates[:, place] - c.replicates[:, best]
-        row["difference"] = {
-            "mean": float(c.loss[place] - c.loss[best]),
-            "interval": statistics.interval(differences),
-            "p": None if differences is None else holm_p(study, place),
-        }
-    if study.base_loss is not None and study.base_loss > study.best_loss:
-        gain = behaviour.captured_gain(float(c.loss[place]), study.base_loss, study.best_loss)
-        row["gain"] = {"mean": gain, "interval": gain_interval(study, place)}
-    return row
-
-
-def by_setting(study: Study) -> dict[str, list[dict]]:
-    """For each recipe key that runs differ in, the best rate at each of its values: what follow-up sweeps ask.
-
-    Over all runs that ended without diverging, other keys mixed; means over seeds, without intervals.
-    """
-    found = {}
-    for key, values in study.differing.items():
-        found[key] = []
-        for setting in values:
-            runs = [run for run in study.runs if run.config.get(key) == setting and run.learning_rate is not None]
-            ended: dict[float, list[float]] = {}
-            for run in runs:
-                if run.final_eval_loss is not None and not study.diverged(run):
-                    ended.setdefault(run.learning_rate, []).append(run.final_eval_loss)
-            means = {rate: float(np.mean(losses)) for rate, losses in ended.items()}
-            best = min(means, key=means.get, default=None)
-            alpha = setting if key == "lora_alpha" else study.recipe.get("lora_alpha")
-            found[key].append(
-                {
-                    "value": setting,
-                    "best_rate": best,
-                    "loss": means.get(best),
-                    "n": len(ended.get(best, [])),
-                    "rates": len({run.learning_rate for run in runs}),
-                    "diverged": sum(study.diverged(run) for run in runs),
-                    "alpha_rate": alpha * best if isinstance(alpha, int | float) and best else None,
-                }
-            )
-    return found
-
-
-def holm_p(study: Study, place: int) -> float:
-    """Holm-adjusted p-value of one rate's difference from the best, over all such comparisons."""
-    c, best = study.comparison, study.best
-    others = [i for i in range(len(c.rates)) if i != best]
-    adjusted = statistics.holm([statistics.p_value(c.replicates[:, i] - c.replicates[:, best]) for i in others])
-    return adjusted[others.index(place)]
-
-
-def basin(study: Study) -> dict | None:
-    """What the basin test stands on."""
-    if study.comparison is None:
-        return None
-    c = study.comparison
-    return {
-        "width": study.basin_width,
-        "seed_sd": statistics.seed_sd(study.feasible),
-        "paired_seeds": len(c.seeds),
-        "left_out": c.left_out,
-        "examples": c.examples,
-        "covers": c.covers,
-        "replicates": statistics.REPLICATES if c.replicates is not None else 0,
-    }
-
-
-def sensitivity(study: Study) -> dict | None:
-    """Wortsman's S over the rates that have an end, diverged ones at l0; also as a share of l0 − l*."""
-    if None in (study.base_loss, study.best_loss) or study.base_loss <= study.best_loss:
-        return None
-    losses = []
-    for runs in study.used.values():
-        ended = [r for r in runs if study.verdicts[r.id].behaviour != "incomplete"]
-        capped = [
-            min(study.base_loss, e) if (e := r.final_eval_loss) is not None and e == e else math.inf for r in ended
-        ]
-        if ended:
-            losses.append(float(np.mean([min(study.base_loss, e) for e in capped])))
-    value = statistics.sensitivity(losses, study.base_loss, study.best_loss)
-    return {"nats": value, "share": value / (study.base_loss - study.best_loss), "rates": len(losses)}
-
-
-def run_flags(study: Study, run: Run) -> list[str]:
-    """Remarks that are not classes: fast start, crossed, clip-bound, best rate at the edge."""
-    flags = []
-    if run.id in study.excluded:
-        return flags
-    peers = [r for runs in study.used.values() for r in runs if r.seed == run.seed]
-    planned = run.planned_steps or 0
-
-    def start(r: Run) -> float:
-        part = r["train/loss"].between(behaviour.FAST_START[0] * planned, behaviour.FAST_START[1] * planned).value
-        return float(part.mean()) if len(part) and np.isfinite(part).all() else math.inf
-
-    if len(peers) > 1 and math.isfinite(start(run)) and start(run) == min(map(start, peers)):
-        flags.append("fast start")
-    if len(peers) > 1 and led_early(run, peers) and not study.evidence[run.id].near_best:
-        flags.append("crossed")
-    if (study.evidence[run.id].clipped or 0) > behaviour.CLIP_BOUND:
-        flags.append("clip-bound")
-    if run.learning_rate == study.best_rate and len(study.feasible) > 1:
-        ends = (study.comparison.rates[0], study.comparison.rates[-1])
-        flags += ["edge of the feasible range"] if study.best_rate in ends else []
-    return flags
-
-
-def led_early(run: Run, peers: list[Run]) -> bool:
-    """Whether the run had the lowest eval loss of its seed at some evaluation in the first half."""
-    mine = run["eval/loss"].between(1, (run.planned_steps or 0) / 2).finite
-    for step, value in zip(mine.step, mine.value, strict=True):
-        others = [p["eval/loss"].between(step, step).finite.value for p in peers if p is not run]
-        if others and all(not len(v) or value < v[0] for v in others) and any(len(v) for v in others):
-            return True
-    return False
-
-
-def spread(values: list[float | None]) -> dict:
-    """Mean and sample sd of the finite values, with their number; sd None for fewer than two."""
-    kept = np.array([v for v in values if v is not None and abs(v) < 1e100])  # squares of more are no floats
-    return {
-        "mean": float(kept.mean()) if len(kept) else None,
-        "sd": float(kept.std(ddof=1)) if len(kept) > 1 else None,
-        "n": len(kept),
-    }
-
-
-def count(words: list[str]) -> dict[str, int]:
-    return {word: words.count(word) for word in sorted(set(words), key=words.index)}
+    return first_crossing(run["eval/loss"], study.base_loss - q * (study.base_loss - study.best_loss))

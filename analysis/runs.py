@@ -5,14 +5,14 @@ Reading repairs what it can (strings for numbers, duplicate steps, missing colum
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from analysis.files import InputError, number
-from analysis.wording import plural
+from analysis.words import plural
 
 # History columns that the analysis reads, by the names that Hugging Face's W&B callback and train.py write.
 COLUMNS = (
@@ -27,28 +27,7 @@ COLUMNS = (
     "_runtime",
 )
 STEP = "train/global_step"
-
-# What must agree between runs that are compared; learning_rate and seed are what a sweep varies.
-RECIPE_KEYS = (
-    "model_name_or_path",
-    "model_revision",
-    "dataset_name",
-    "data_fingerprint",
-    "vocab_size",
-    "max_steps",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_grad_norm",
-    "weight_decay",
-    "optim",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "adapter_dtype",
-    "trainable_parameters",
-)
+EVERY_ROW = ("_runtime", "train/epoch")  # in the rows of evaluations too, so twice at such a step
 
 COMPLETE = 0.95  # share of the planned steps from which a run has an end to report (science: class "incomplete")
 TAIL = 0.10  # share of the steps whose mean train loss is "final" ...
@@ -80,14 +59,32 @@ EMPTY = Series(np.zeros(0, np.int64), np.zeros(0))
 
 @dataclass(frozen=True)
 class EvalNLL:
-    """Summed negative log-likelihood of each eval example: steps (K,), tokens (N,), nll (K, N), in nats."""
+    """Summed negative log-likelihood of each eval example: steps (K,), tokens (N,), nll (K, N), in nats.
+
+    module (N,) numbers the module that each example is from; None where the data name none.
+    """
 
     steps: np.ndarray
     tokens: np.ndarray
     nll: np.ndarray
+    module: np.ndarray | None = None
+
+    def at(self, step: int) -> np.ndarray | None:
+        """NLL of each example (N,) at this step; None if it was not recorded or is not finite."""
+        place = np.flatnonzero(self.steps == step)
+        return self.nll[place[-1]] if len(place) and np.isfinite(self.nll[place[-1]]).all() else None
 
 
-@dataclass
+@dataclass(frozen=True)
+class Checkpoint:
+    """The eval loss of one run at one step, and where recorded the summed NLL of each example (N,), in nats."""
+
+    step: int
+    loss: float
+    nll: np.ndarray | None
+
+
+@dataclass(eq=False)
 class Run:
     """One training run as recorded; every state, every row, NaN included."""
 
@@ -103,6 +100,7 @@ class Run:
     generations: list[dict]
     notes: list[str] = field(default_factory=list)
     planned_steps: int | None = None  # the recipe's max_steps, else (set by `load`) the longest run's last step
+    fault_step: int | None = None  # where an instrument fault ended it (set by `before`); rows from there on are gone
 
     def __getitem__(self, column: str) -> Series:
         return self.history.get(column, EMPTY)
@@ -176,11 +174,76 @@ class Run:
         total = number(self.summary.get("train_runtime", self.summary.get("train/train_runtime")))
         return total / self.last_step if total and self.last_step else None
 
-    def end_nll(self) -> np.ndarray | None:
-        """Summed NLL of each eval example (N,) at the end of the run; None if not recorded or not finite."""
-        if self.eval_nll is None or not self.planned_steps or self.eval_nll.steps[-1] < COMPLETE * self.planned_steps:
+    @cached_property
+    def steps_per_pass(self) -> float | None:
+        """Optimiser steps in one pass over the training examples (an epoch); None if not recorded."""
+        epoch = self["train/epoch"].finite
+        return float(epoch.step[-1] / epoch.value[-1]) if len(epoch) and epoch.value[-1] > 0 else None
+
+    @property
+    def passes(self) -> float | None:
+        """Passes over the training examples by the last step."""
+        return self.last_step / self.steps_per_pass if self.steps_per_pass else None
+
+    @property
+    def train_examples(self) -> int | None:
+        """Rows of the training set; of older records steps per pass times batch size, right to within one batch."""
+        known = number(self.config.get("train_examples"))
+        keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        batch = math.prod(number(self.config.get(key)) or 0.0 for key in keys)
+        rows = known if known is not None else (self.steps_per_pass or 0.0) * batch
+        return round(rows) if 0 < rows < 2**53 else None
+
+    @cached_property
+    def not_finite_step(self) -> int | None:
+        """The first step with a train loss, gradient norm or eval loss that is not finite."""
+        columns = [self[name] for name in ("train/loss", "train/grad_norm", "eval/loss")]
+        bad = [int(s.step[np.argmin(np.isfinite(s.value))]) for s in columns if not np.isfinite(s.value).all()]
+        return min(bad, default=None)
+
+    def before(self, step: int) -> "Run":
+        """The run as it was before an instrument fault at `step`: later rows left out, which its notes say."""
+        cut = {name: series.between(-1, step - 1) for name, series in self.history.items()}
+        nll, note = self.eval_nll, f"rows from step {step} on left out: an instrument fault, see the checks"
+        keep = None if nll is None else nll.steps < step
+        nll = replace(nll, steps=nll.steps[keep], nll=nll.nll[keep]) if nll is not None and keep.any() else None
+        return Run(
+            self.id, self.name, self.state, self.sweep, self.created_at, self.config, self.summary, cut, nll,
+            self.generations, [*self.notes, note], self.planned_steps, step,
+        )  # fmt: skip
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The evaluation at this step, if there was one and it was finite."""
+        series = self["eval/loss"].between(step, step).finite
+        if not len(series):
             return None
-        return self.eval_nll.nll[-1] if np.isfinite(self.eval_nll.nll[-1]).all() else None
+        return Checkpoint(step, float(series.value[0]), self.eval_nll.at(step) if self.eval_nll else None)
+
+    @property
+    def end(self) -> Checkpoint | None:
+        """The last evaluation of a run that reached its end; None if there is none or it is not finite."""
+        loss = self.final_eval_loss
+        return self.at(int(self["eval/loss"].step[-1])) if loss is not None and math.isfinite(loss) else None
+
+    @property
+    def best(self) -> Checkpoint | None:
+        """The evaluation with the lowest loss after step 0: selected on the eval set, so a little too low."""
+        series = self["eval/loss"].finite.between(1, np.inf)
+        return self.at(int(series.step[series.value.argmin()])) if len(series) else None
+
+    @property
+    def last(self) -> Checkpoint | None:
+        """The last finite evaluation of a run, wherever it ended."""
+        series = self["eval/loss"].finite
+        return self.at(int(series.step[-1])) if len(series) else None
+
+    @property
+    def one_pass(self) -> Checkpoint | None:
+        """The last evaluation within the first pass over the training examples; None if the run made none."""
+        if self.steps_per_pass is None or self.last_step < COMPLETE * self.steps_per_pass:
+            return None
+        series = self["eval/loss"].finite.between(COMPLETE / 2 * self.steps_per_pass, self.steps_per_pass)
+        return self.at(int(series.step[-1])) if len(series) else None
 
 
 def read_run(record: dict) -> Run:
@@ -234,7 +297,7 @@ def read_history(rows: object, notes: list[str]) -> dict[str, Series]:
             continue
         # Of records of one step the last counts, so unique looks from the end.
         unique, from_end = np.unique(at[::-1], return_index=True)
-        repeated = max(repeated, len(at) - len(unique)) if column != "_runtime" else repeated
+        repeated = max(repeated, len(at) - len(unique)) if column not in EVERY_ROW else repeated
         history[column] = Series(unique, values[::-1][from_end])
     if repeated:
         notes.append(f"{plural(repeated, 'step')} recorded more than once (a resumed run): the last record counts")
@@ -266,8 +329,12 @@ def read_eval_nll(data: object, notes: list[str]) -> EvalNLL | None:
         nll = np.array([[number(x) for x in row] for row in data["nll"]], dtype=float)
         if nll.shape != (len(steps), len(tokens)) or not len(steps) or not (tokens > 0).any():
             raise ValueError
-        return EvalNLL(steps, tokens, nll)
-    except (TypeError, ValueError, KeyError):
+        names = data.get("module")
+        if names is not None and len(names) != len(tokens):
+            raise ValueError
+        module = None if names is None else np.unique([str(name) for name in names], return_inverse=True)[1]
+        return EvalNLL(steps, tokens, nll, module)
+    except (TypeError, ValueError, KeyError, AttributeError):
         notes.append("eval_nll.json is not {steps: [K], tokens: [N], nll: [K][N]}: per-example statistics leave it out")
         return None
 

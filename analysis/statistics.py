@@ -1,165 +1,144 @@
-"""The statistics of a sweep: resampling, comparisons with the best rate, basin, optimum, convergence.
+"""The statistics of a sweep: intervals over seeds and clustered examples, the basin, the optimum, budgets.
 
-Losses are in nats per token. Everything is vectorised numpy and deterministic for a given input.
+Losses are in nats per token. Everything is closed form: no resampling, no random numbers.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from scipy.special import stdtrit
 
-from analysis.runs import Run, Series
-from analysis.wording import plural, rate_label
+from analysis.runs import Checkpoint, Series
 
-REPLICATES = 10_000
-LEVEL = 0.95  # of every interval: percentile, two-sided
+LEVEL = 0.95  # of every interval, two-sided
 BASIN_NATS = 0.01  # smallest difference in eval loss that matters, nats per token
 BASIN_SHARE = 0.01  # ... or this share of the best loss
 BASIN_SD = 2.0  # ... or so many seed standard deviations
 FIT_DECADES = 1.0  # distance from the best rate within which points enter the quadratic
-IDENTIFIED = 0.95  # share of the replicates that must have a minimum inside the range for a vertex to be reported
-COARSE = 10**0.5  # a gap to a neighbouring rate above half a decade cannot place an optimum
+FIT_RATES = 4  # fewest rates for a vertex: through three a parabola always fits
+COARSE = 10**0.5 * 1.1  # a gap to a neighbouring rate above half a decade cannot place an optimum
 TARGETS = (0.5, 0.8, 0.95)  # shares q of the gain l0 − l*, for convergence
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Mean final eval losses of the compared rates, and their joint bootstrap replicates."""
+class Spread:
+    """Mean and sample standard deviation of the finite values, with their number; sd None for fewer than two."""
 
-    rates: list[float]  # (m,) feasible, ascending
-    seeds: list  # the seeds that every compared rate has; [] if unpaired
-    n: int  # seeds of each rate, the fewest if unpaired
-    left_out: int  # runs whose seed some rate lacks
-    loss: np.ndarray  # (m,) nats per token
-    base: float | None  # l0 on the same examples
-    replicates: np.ndarray | None  # (B, m); None if nothing can be resampled
-    base_replicates: np.ndarray | None  # (B,)
-    covers: str  # what the intervals cover, in words
-    examples: int  # N, 0 if no per-example losses were recorded
+    mean: float | None
+    sd: float | None
+    n: int
 
 
-def bootstrap(
-    rows: np.ndarray, tokens: np.ndarray | None, group: np.ndarray, draw: np.ndarray, replicates: int = REPLICATES
-) -> np.ndarray:
-    """Replicated mean losses (B, m) of m groups of runs, resampling seeds and, jointly, examples.
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval at LEVEL (None if nothing tells its error) and what that interval covers."""
 
-    rows: (R, N) summed NLL of each example in each run, or (R, 1) losses with tokens=None (seeds only).
-    group: (R,) in 0..m-1, the rate of each run. draw: (R,) which seed draw a run shares; runs of one seed at several
-    rates share it (paired), or each (rate, seed) has its own. Seeds and examples are crossed factors: every run sees
-    the same examples, so both are resampled independently and products of counts weigh the cells
-    (Owen 2007, The pigeonhole bootstrap, Annals of Applied Statistics 1, §2).
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+    examples: int  # 0: no per-example losses were recorded
+    clusters: int  # modules that the examples come in; as many as examples where the data name none
+    paired: bool = True
+
+    @property
+    def covers(self) -> str:
+        seeds = f"{self.seeds} seeds" if self.seeds > 1 else ""
+        names = f"{self.clusters} modules" if 0 < self.clusters < self.examples else f"{self.examples} examples"
+        return " and ".join(part for part in (seeds, names if self.examples else "") if part) or "nothing"
+
+
+def spread(values: Sequence[float | None]) -> Spread:
+    kept = np.array([v for v in values if v is not None and abs(v) < 1e100])  # squares of more are no floats
+    sd = float(kept.std(ddof=1)) if len(kept) > 1 else None
+    return Spread(float(kept.mean()) if len(kept) else None, sd, len(kept))
+
+
+def clustered(nll: np.ndarray, tokens: np.ndarray, module: np.ndarray | None) -> tuple[float, float]:
+    """Variance, in nats² per token², of Σ nll/Σ tokens over examples drawn in clusters; and its degrees of freedom.
+
+    Linearised ratio estimator: sums over each cluster of nll − ratio·tokens, with the G/(G − 1) correction (Cochran
+    1977, Sampling Techniques, §6.3 and 9A). The degrees of freedom are those of G_eff = (Σ T_c)²/Σ T_c² clusters:
+    with a few modules holding most tokens, 34 clusters are worth 12.
     """
-    rng = np.random.default_rng(0)
-    count = int(group.max()) + 1
-    member = (group[:, None] == np.arange(count)).astype(float)
-    runs, examples = rows.shape
-    # Seeds are drawn within each set of runs that share their draws: one set if paired, one for each rate if not.
-    weights = np.zeros((replicates, runs))
-    for block in {tuple(sorted(set(draw[group == g]))) for g in range(count)}:
-        labels = np.array(block)
-        drawn = draws(rng, replicates, len(labels))
-        for column, label in enumerate(labels):
-            weights[:, draw == label] = drawn[:, [column]]
-    out = np.empty((replicates, count))
-    chunk = max(1, 4_000_000 // examples)  # 32 MB of counts at a time
-    for start in range(0, replicates, chunk):
-        part = slice(start, min(start + chunk, replicates))
-        if tokens is None:
-            losses = np.broadcast_to(rows[:, 0], (part.stop - part.start, runs))
-        else:
-            counts = draws(rng, part.stop - part.start, examples)
-            losses = (counts @ rows.T) / (counts @ tokens)[:, None]
-        out[part] = (losses * weights[part]) @ member / (weights[part] @ member)
-    return out
+    total = tokens.sum()
+    residual = nll - nll.sum() / total * tokens
+    if module is not None:
+        residual, tokens = np.bincount(module, residual), np.bincount(module, tokens)
+    count, effective = len(residual), total**2 / (tokens**2).sum()
+    if count < 2 or effective <= 1:
+        return math.nan, 1.0
+    return float(count / (count - 1) * (residual**2).sum() / total**2), float(effective - 1)
 
 
-def draws(rng: np.random.Generator, replicates: int, n: int) -> np.ndarray:
-    """How often each of n items is drawn in n draws with replacement: (replicates, n) counts, as floats."""
-    picked = rng.integers(0, n, (replicates, n)) + n * np.arange(replicates)[:, None]
-    return np.bincount(picked.ravel(), minlength=replicates * n).reshape(replicates, n).astype(float)
+def with_interval(mean: float, variances: list[tuple[float, float]], **covered: object) -> Estimate:
+    """mean ± t·sqrt(Σ v), with Welch and Satterthwaite's degrees of freedom (Welch 1947, Biometrika 34).
 
-
-def compare(by_rate: dict[float, list[Run]]) -> Comparison | None:
-    """The joint comparison of feasible rates, each with its complete runs (one for each seed); None without any.
-
-    Seeds that every rate has are paired; with none in common each rate's seeds are drawn on their own.
+    variances: (v, degrees of freedom) of each independent part of the error; none gives no interval.
     """
-    rates = sorted(by_rate)
-    if not rates:
+    total = sum(v for v, _ in variances)
+    if not variances or not math.isfinite(total):
+        return Estimate(mean, None, **covered)
+    freedom = total**2 / sum(v**2 / df for v, df in variances) if total > 0 else 1.0
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(total)
+    return Estimate(mean, (mean - half, mean + half), **covered)
+
+
+def over_seeds(values: np.ndarray) -> list[tuple[float, float]]:
+    """The variance of a mean over n seeds with n − 1 degrees of freedom; nothing to tell it by with one."""
+    n = len(values)
+    return [(float(values.var(ddof=1)) / n, n - 1.0)] if n > 1 else []
+
+
+def over_examples(rows: list, tokens: np.ndarray | None, module: np.ndarray | None) -> list[tuple[float, float]]:
+    """The clustered variance of the mean row; nothing if an example is missing in some row."""
+    if tokens is None or not rows or any(row is None or len(row) != len(tokens) for row in rows):
+        return []
+    found = clustered(np.mean(rows, axis=0), tokens, module)
+    return [found] if math.isfinite(found[0]) else []
+
+
+def level(ends: dict[object, Checkpoint], tokens: np.ndarray | None, module: np.ndarray | None) -> Estimate | None:
+    """The mean loss of one rate over its seeds; `ends` by seed."""
+    if not ends:
         return None
-    common = sorted(set.intersection(*({r.seed for r in by_rate[rate]} for rate in rates)) - {None})
-    runs = [r for rate in rates for r in by_rate[rate] if not common or r.seed in common]
-    group = np.array([rates.index(r.learning_rate) for r in runs])
-    draw = np.array([common.index(r.seed) for r in runs]) if common else np.arange(len(runs))
-    seeds = int(min(np.bincount(group)))
-    left_out = sum(map(len, by_rate.values())) - len(runs)
-    rows, tokens = [r.end_nll() for r in runs], [r.eval_nll.tokens for r in runs if r.eval_nll]
-    final = np.array([r.final_eval_loss for r in runs])
-    loss = np.array([final[group == g].mean() for g in range(len(rates))])
-    bases = [r.base_loss for r in runs if r.base_loss is not None]
-    base = float(np.mean(bases)) if bases else None
-    if all(row is not None for row in rows) and all(np.array_equal(t, tokens[0]) for t in tokens):
-        start = next(
-            (r.eval_nll.nll[0] for r in runs if r.eval_nll.steps[0] == 0 and np.isfinite(r.eval_nll.nll[0]).all()), None
-        )
-        # l0 rides along as one more group: seedless, on the same examples.
-        extra = [] if start is None else [start]
-        replicates = bootstrap(
-            np.array(rows + extra),
-            tokens[0],
-            np.concatenate([group, [len(rates)] * len(extra)]).astype(int),
-            np.concatenate([draw, [draw.max() + 1] * len(extra)]).astype(int),
-        )
-        covers = (
-            f"{seeds} seeds and {len(tokens[0])} eval examples"
-            if seeds > 1
-            else f"{len(tokens[0])} eval examples, not seeds"
-        )
-        base_replicates = replicates[:, -1] if extra else None
-        return Comparison(
-            rates,
-            common,
-            seeds,
-            left_out,
-            loss,
-            base,
-            replicates[:, : len(rates)],
-            base_replicates,
-            covers,
-            len(tokens[0]),
-        )
-    if seeds > 1:
-        replicates = bootstrap(final[:, None], None, group, draw)
-        return Comparison(
-            rates, common, seeds, left_out, loss, base, replicates, None, f"{seeds} seeds, not eval examples", 0
-        )
-    return Comparison(
-        rates, common, seeds, left_out, loss, base, None, None, "nothing: one seed and no per-example losses", 0
+    losses = np.array([end.loss for end in ends.values()])
+    examples = over_examples([end.nll for end in ends.values()], tokens, module)
+    return with_interval(
+        float(losses.mean()), over_seeds(losses) + examples, **covered(len(losses), examples, tokens, module)
     )
 
 
-def interval(samples: np.ndarray | None) -> tuple[float, float] | None:
-    """The two-sided percentile interval at LEVEL of (B,) samples; infinite samples count as such."""
-    if samples is None or not len(samples):
+def difference(
+    a: dict[object, Checkpoint], b: dict[object, Checkpoint], tokens: np.ndarray | None, module: np.ndarray | None
+) -> Estimate | None:
+    """The mean of a's loss − b's, by seed where they share any, else between their means.
+
+    interval: mean ± t·sqrt(s²/n + SE²), s the standard deviation over seeds of the difference (of each alone if
+    unpaired), SE that of the mean difference over examples in their clusters.
+    """
+    if not a or not b:
         return None
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(samples, tails, method="inverted_cdf")
-    return float(low), float(high)
+    seeds = [seed for seed in a if seed in b and seed is not None]
+    ends_a, ends_b = [a[seed] for seed in seeds or a], [b[seed] for seed in seeds or b]
+    losses_a, losses_b = (np.array([end.loss for end in ends]) for ends in (ends_a, ends_b))
+    mean = float(losses_a.mean() - losses_b.mean())
+    variances = over_seeds(losses_a - losses_b) if seeds else over_seeds(losses_a) + over_seeds(losses_b)
+    rows = [end.nll for end in (*ends_a, *ends_b)]
+    examples = []
+    if all(row is not None for row in rows):
+        gap = np.mean([end.nll for end in ends_a], axis=0) - np.mean([end.nll for end in ends_b], axis=0)
+        examples = over_examples([gap], tokens, module)
+    n = min(len(ends_a), len(ends_b))
+    return with_interval(mean, variances + examples, **covered(n, examples, tokens, module), paired=bool(seeds))
 
 
-def p_value(differences: np.ndarray) -> float:
-    """Two-sided bootstrap p-value of (B,) differences against 0: 2·min(share ≤ 0, share ≥ 0), never 0."""
-    n = len(differences)
-    return min(1.0, 2 * (1 + min((differences <= 0).sum(), (differences >= 0).sum())) / (n + 1))
-
-
-def holm(p: list[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (Holm 1979, Scandinavian Journal of Statistics 6), in the given order."""
-    order, adjusted, worst = np.argsort(p, kind="stable"), [0.0] * len(p), 0.0
-    for rank, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(p) - rank) * p[index]))
-        adjusted[index] = worst
-    return adjusted
+def covered(seeds: int, examples: list, tokens: np.ndarray | None, module: np.ndarray | None) -> dict:
+    count = len(tokens) if examples else 0
+    clusters = count if module is None else len(np.unique(module)) if examples else 0
+    return {"seeds": seeds, "examples": count, "clusters": clusters}
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
@@ -170,25 +149,20 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def seed_sd(by_rate: dict[float, list[Run]]) -> float | None:
-    """Median over rates of the standard deviation of final eval losses over seeds; None with one seed.
-
-    The median, so that one unsteady rate does not widen the basin.
-    """
-    spreads = [np.std([r.final_eval_loss for r in runs], ddof=1) for runs in by_rate.values() if len(runs) > 1]
-    return float(np.median(spreads)) if spreads else None
-
-
 def basin_width(best_loss: float, sd: float | None) -> float:
     """ε = max(0.01 nats, 1 % of l*, 2 × seed sd): differences below it do not matter."""
     return max(BASIN_NATS, BASIN_SHARE * best_loss, BASIN_SD * (sd or 0.0))
 
 
-def excess(comparison: Comparison) -> np.ndarray | None:
-    """Loss above the best rate's (B, m), the best re-selected in each replicate."""
-    if comparison.replicates is None:
+def excess(place: int, pairs: dict[tuple[int, int], Estimate], count: int) -> tuple[float, float] | None:
+    """The interval of a rate's loss above the best rate's, whichever that is: comparisons with all others (Hsu 1981).
+
+    pairs[i, j] is the difference of rate i from rate j. None if some pair has no interval.
+    """
+    others = [pairs[place, other].interval for other in range(count) if other != place]
+    if any(interval is None for interval in others):
         return None
-    return comparison.replicates - comparison.replicates.min(axis=1, keepdims=True)
+    return max([0.0, *(low for low, _ in others)]), max([0.0, *(high for _, high in others)])
 
 
 def basin_verdict(bounds: tuple[float, float] | None, width: float) -> str:
@@ -198,70 +172,93 @@ def basin_verdict(bounds: tuple[float, float] | None, width: float) -> str:
     return "in" if bounds[1] < width else "out" if bounds[0] > width else "undecided"
 
 
-def fit_points(rates: list[float], best: int) -> list[int]:
-    """Indices of the rates that enter the quadratic: the best, its neighbours, and others within FIT_DECADES."""
-    near = [i for i, rate in enumerate(rates) if abs(math.log10(rate / rates[best])) <= FIT_DECADES + 1e-9]
-    return sorted({best, *near, *(i for i in (best - 1, best + 1) if 0 <= i < len(rates))})
-
-
-def vertex(x: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vertex (B,) and curvature (B,) of the least-squares quadratic through x (k,) and losses (B, k)."""
+def parabola(x: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
+    """Vertex, curvature and root-mean-square residual of the least-squares quadratic through x (k,) and losses (k,)."""
     centre = x.mean()
-    coefficients = np.linalg.pinv(np.vander(x - centre, 3)) @ losses.T
+    coefficients = np.polyfit(x - centre, losses, 2)
+    residual = float(np.sqrt(np.mean((np.polyval(coefficients, x - centre) - losses) ** 2)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return centre - coefficients[1] / (2 * coefficients[0]), coefficients[0]
+        return float(centre - np.float64(coefficients[1]) / (2 * coefficients[0])), float(coefficients[0]), residual
 
 
-def optimum(comparison: Comparison, infeasible: list[float]) -> dict:
-    """Learning rate at the vertex of a quadratic in log10 η, with interval, or the reason why there is none."""
-    rates, best = comparison.rates, int(comparison.loss.argmin())
-    right = [rate for rate in infeasible if rate > rates[best]]
-    chosen = fit_points(rates, best)
-    x = np.log10([rates[i] for i in chosen])
-    refusal, name = None, rate_label(rates[best])
-    if right and (best == len(rates) - 1 or min(right) < rates[best + 1]):
-        refusal = f"the best rate's right neighbour, {rate_label(min(right))}, diverged"
-    elif len(rates) < 3:
-        refusal = f"{plural(len(rates), 'feasible rate')}, three are needed"
-    elif best in (0, len(rates) - 1):
-        refusal = f"the best rate, {name}, is at the edge of the feasible range"
-    if refusal:
-        return {"identified": False, "reason": refusal}
-    at, curvature = vertex(x, comparison.loss[None, chosen])
-    if curvature[0] <= 0 or not x[0] <= at[0] <= x[-1]:
-        return {"identified": False, "reason": "the quadratic has no minimum inside the range"}
-    result = {"identified": True, "learning_rate": float(10 ** at[0]), "n": len(chosen), "interval": None}
-    if comparison.replicates is not None:
-        ats, curvatures = vertex(x, comparison.replicates[:, chosen])
-        good = (curvatures > 0) & (ats >= x[0]) & (ats <= x[-1])
-        if good.mean() < IDENTIFIED:
-            share = f"{good.mean():.0%} of the replicates have a minimum inside the range"
-            return {"identified": False, "reason": f"only {share}"}
-        result["interval"] = [10**bound for bound in interval(ats[good])]
-    return result
+def optimum(rates: list[float], losses: dict[object, np.ndarray], infeasible: list[float], width: float) -> dict:
+    """The learning rate at the vertex of a quadratic in log10 η, or what refuses it.
 
-
-def sensitivity(losses: list[float], base_loss: float, best_loss: float) -> float:
-    """S = mean over the grid of min(E, l0) − l* (Wortsman et al. 2023, arXiv:2309.14322, §2.2); NaN counts as l0."""
-    return float(np.mean([base_loss if not loss <= base_loss else loss for loss in losses]) - best_loss)
-
-
-def paired_difference(pairs: list[tuple[Series, Series]], first: float, last: float) -> dict | None:
-    """Mean of l_t(a) − l_t(b) over steps first..last, one pair a seed; bootstrap of seeds, then of steps.
-
-    Returns {"mean", "interval", "seeds", "steps"}, None without a common step. Steps are resampled as if independent.
+    rates (m,) ascending and feasible; losses: seed -> (m,), of seeds that every rate has, or one mean row.
+    A vertex needs FIT_RATES rates, half a decade apart or closer, within FIT_DECADES of the best, a residual below ε,
+    and a minimum inside. Its interval is over the seeds' own vertices.
     """
+    table = np.array(list(losses.values()))
+    mean = table.mean(axis=0)
+    best = int(mean.argmin())
+    sides = {
+        "left": rates[best - 1] if best > 0 else None,
+        "right": rates[best + 1] if best + 1 < len(rates) else None,
+    }
+    found = {"identified": False, "tested": len(rates), **sides}
+    if any(rate > rates[best] and (sides["right"] is None or rate < sides["right"]) for rate in infeasible):
+        return found | {"reason": "diverged", "right": min(rate for rate in infeasible if rate > rates[best])}
+    chosen = [i for i, rate in enumerate(rates) if abs(math.log10(rate / rates[best])) <= FIT_DECADES + 1e-9]
+    if best in (0, len(rates) - 1):
+        return found | {"reason": "edge"}
+    if len(chosen) < FIT_RATES or any(rates[j] / rates[i] > COARSE for i, j in pairwise(chosen)):
+        return found | {"reason": "coarse"}
+    x = np.log10([rates[i] for i in chosen])
+    at, curvature, residual = parabola(x, mean[chosen])
+    if curvature <= 0 or not x[0] <= at <= x[-1] or residual >= width:
+        return found | {"reason": "no parabola"}
+    ats = np.array([parabola(x, row[chosen])[0] for row in table])
+    inside = len(ats) > 1 and np.all((ats >= x[0]) & (ats <= x[-1]))
+    interval = with_interval(at, over_seeds(ats), seeds=len(ats), examples=0, clusters=0).interval if inside else None
+    return found | {
+        "identified": True,
+        "learning_rate": 10**at,
+        "n": len(chosen),
+        "interval": None if interval is None else [10**bound for bound in interval],
+    }
+
+
+def best_by_budget(curves: dict[float, Series], width: float) -> list[dict]:
+    """For each evaluation step that all rates share, or that the best of them have: which rate is best so far.
+
+    curves: mean eval loss by rate. Every prefix of a run at a constant rate is a run of that length, so each step is a
+    budget. "between": the vertex of the parabola in log10 η through the best rate and its two neighbours, an
+    indication only; "within": the rates that ε does not tell from the best.
+    """
+    found = []
+    for step in sorted({int(step) for curve in curves.values() for step in curve.step if step > 0}):
+        here = {r: float(c.value[c.step == step][0]) for r, c in sorted(curves.items()) if (c.step == step).any()}
+        here = {rate: loss for rate, loss in here.items() if math.isfinite(loss)}
+        if not here or (len(here) > 1 and max(here.values()) == min(here.values())):
+            continue  # after a first step at rate 0 nobody leads
+        rates, losses = list(here), np.array(list(here.values()))
+        best = int(losses.argmin())
+        between = None
+        if 0 < best < len(rates) - 1:
+            part = slice(best - 1, best + 2)
+            at, curvature, _ = parabola(np.log10(rates[part]), losses[part])
+            between = 10**at if curvature > 0 else None
+        within = [rate for rate, loss in here.items() if loss - losses[best] < width]
+        found.append(
+            {"step": step, "best_rate": rates[best], "loss": float(losses[best]), "within": within, "between": between}
+        )
+    return found
+
+
+def paired_difference(pairs: list[tuple[Series, Series]], first: float, last: float) -> Estimate | None:
+    """Mean of l_t(a) − l_t(b) over steps first..last, one pair a seed; seeds and steps in the interval."""
     rows = []
     for a, b in pairs:
         a, b = a.between(first, last), b.between(first, last)
         _, at_a, at_b = np.intersect1d(a.step, b.step, return_indices=True)
-        difference = a.value[at_a] - b.value[at_b]
-        if len(difference) and np.isfinite(difference).all():
-            rows.append(difference)
+        gap = a.value[at_a] - b.value[at_b]
+        if len(gap) and np.isfinite(gap).all():
+            rows.append(gap)
     if not rows:
         return None
     steps = min(map(len, rows))
     table = np.array([row[:steps] for row in rows])
-    n = len(table)
-    replicates = bootstrap(table, np.ones(steps), np.zeros(n, int), np.arange(n))[:, 0]
-    return {"mean": float(table.mean()), "interval": interval(replicates), "seeds": n, "steps": steps}
+    examples = over_examples([table.mean(axis=0)], np.ones(steps), None)
+    return with_interval(
+        float(table.mean()), over_seeds(table.mean(axis=1)) + examples, seeds=len(table), examples=steps, clusters=steps
+    )

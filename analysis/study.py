@@ -1,192 +1,383 @@
-"""The study: which runs are compared, each run's verdict, and the comparison of the rates."""
+"""The study: which runs are compared, each run's verdict, the comparison of the rates, and what follows from it.
 
-import json
+A Study is of one group of runs that share a recipe. `build` returns that of the main grid; the other groups (controls,
+or what cannot be compared) are studies of their own in `beside`, and never enter its statistics.
+"""
+
 import math
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis import behaviour, statistics
+from analysis import behaviour, rates, statistics
 from analysis.behaviour import Evidence, Verdict
-from analysis.curves import first_crossing
-from analysis.runs import RECIPE_KEYS, Run
+from analysis.files import number
+from analysis.hypotheses import hypotheses
+from analysis.mechanism import mechanism
+from analysis.rates import Comparison, Rate, mean_curve
+from analysis.runs import Run
+from analysis.statistics import Estimate
+from analysis.sweep import SHOWN, Group, declared, groups
 
 
-@dataclass
+@dataclass(frozen=True)
+class Fault:
+    """Members of one gang that became non-finite in the same step: the instrument's doing, not their rates'."""
+
+    gang: str
+    step: int
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Two runs of one recipe, rate and seed; what they differ by is the noise floor."""
+
+    learning_rate: float
+    seed: int | None
+    runs: tuple[str, str]
+    difference: float  # final eval loss of the second − of the first
+    solo: bool  # one of them was trained by train.py alone, the other in a gang
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to use: the best rate, those not told from it, and when to stop. Losses are means over seeds."""
+
+    rate: float
+    tied: tuple[float, ...]  # other rates that are inside the basin, or whose mean is and nothing tells otherwise
+    end: float
+    end_step: int
+    low: float  # lowest point of the mean eval curve
+    low_step: int
+    low_passes: float | None  # passes over the data at low_step
+    rise: Estimate | None  # of each seed from low_step to its end
+    stop: bool  # whether that rise is told from 0 and matters
+    falling: float  # what the loss still fell over the last quarter of the steps
+
+
+@dataclass(frozen=True)
 class Study:
     """Everything that the report's numbers derive from. Losses in nats per token; rates ascending."""
 
     sweeps: list[dict]
     runs: list[Run]
-    recipe: dict  # what the compared runs have in common
-    differing: dict[str, list]  # recipe keys with more than one value over all runs
+    recipe: dict  # what the runs have in common, as far as a report shows it
+    differs: dict  # settings in which these runs differ from the main grid's
     used: dict[float, list[Run]]  # rate -> its runs that count, one for each seed
     excluded: dict[str, str]  # run id -> why it does not enter the statistics
+    faults: list[Fault]
+    repeats: list[Repeat]
     base_loss: float | None  # l0
     evidence: dict[str, Evidence]
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    feasible: dict[float, list[Run]] = field(default_factory=dict)
-    comparison: statistics.Comparison | None = None
-    basin_width: float | None = None  # ε
+    verdicts: dict[str, Verdict]
+    flags: dict[str, list[str]]
+    feasible: dict[float, list[Run]]
+    comparison: Comparison | None
+    rows: list[Rate]
+    optimum: dict | None
+    budget: list[dict]
+    hypotheses: list[dict]
+    mechanism: dict | None
+    advice: Advice | None
+    beside: tuple["Study", ...] = ()
+    undeclared: tuple[str, ...] = ()  # settings that differ between groups and that no sweep file sets
+    sizes_differ: bool = True  # whether the main grid has more rates than every group beside it
 
     @property
     def rates(self) -> list[float]:
-        return sorted(self.used)
+        return list(self.used)
+
+    @property
+    def counted(self) -> list[Run]:
+        """The runs that enter the statistics."""
+        return [run for runs in self.used.values() for run in runs]
+
+    @property
+    def everything(self) -> list[Run]:
+        """The runs of all groups."""
+        return [*self.runs, *(run for other in self.beside for run in other.runs)]
 
     @property
     def planned_steps(self) -> int | None:
-        return next((r.planned_steps for runs in self.used.values() for r in runs if r.planned_steps), None)
-
-    @property
-    def best(self) -> int | None:
-        """Index of the best rate in the comparison."""
-        return None if self.comparison is None else int(self.comparison.loss.argmin())
+        return next((run.planned_steps for run in self.counted if run.planned_steps), None)
 
     @property
     def best_rate(self) -> float | None:
-        return None if self.best is None else self.comparison.rates[self.best]
+        return None if self.comparison is None else self.comparison.rates[self.comparison.best]
 
     @property
     def best_loss(self) -> float | None:
         """l*: the best rate's mean final eval loss."""
-        return None if self.best is None else float(self.comparison.loss[self.best])
+        return None if self.comparison is None else float(self.comparison.loss.min())
+
+    @property
+    def basin_width(self) -> float | None:
+        """ε."""
+        return None if self.comparison is None else self.comparison.width
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of each compared rate, the fewest."""
+        return 0 if self.comparison is None else self.comparison.seeds
+
+    @property
+    def steps_per_pass(self) -> float | None:
+        return next((run.steps_per_pass for run in self.counted if run.steps_per_pass), None)
 
     @property
     def infeasible(self) -> list[float]:
         """Rates of which at least one run diverged."""
-        return [rate for rate, runs in self.used.items() if any(self.diverged(r) for r in runs)]
+        return [rate for rate, runs in self.used.items() if any(self.diverged(run) for run in runs)]
 
     @property
-    def seeds(self) -> int:
-        """Seeds of each compared rate."""
-        return 0 if self.comparison is None else self.comparison.n
+    def noise_floor(self) -> float | None:
+        """Root mean square difference of two runs of one recipe, rate and seed, in nats; None without repeats."""
+        squares = [repeat.difference**2 for repeat in self.repeats if not repeat.solo]
+        return math.sqrt(sum(squares) / len(squares)) if squares else None
+
+    @property
+    def device_seconds(self) -> float | None:
+        """Wall seconds inside training steps, summed over devices: each gang once, each run alone by itself."""
+        gangs: dict[object, list[tuple[float, float]]] = defaultdict(list)
+        for run in self.runs:
+            seconds = next(
+                (s for key in ("train_seconds", "train_runtime") if (s := number(run.summary.get(key)))), None
+            )
+            if seconds is not None and 0 < seconds < 1e10:
+                size = number(run.config.get("gang_size")) or 1.0
+                gangs[gang_of(run) or run.id].append((seconds, size))
+        if not gangs:
+            return None
+        return sum(
+            max(s for s, _ in found) * math.ceil(len(found) / max(size for _, size in found))
+            for found in gangs.values()
+        )
 
     def diverged(self, run: Run) -> bool:
-        return run.id in self.verdicts and self.verdicts[run.id].behaviour == "diverged"
+        return self.verdicts[run.id].behaviour == "diverged"
 
     def at(self, rate: float) -> list[Run]:
         """The runs that count at this rate, up to rounding; [] if it was not swept."""
         return next((runs for swept, runs in self.used.items() if math.isclose(swept, rate, rel_tol=1e-6)), [])
 
-    def index(self, rate: float) -> int | None:
-        """The rate's place in the comparison; None if it was not swept or is not feasible."""
-        rates = [] if self.comparison is None else self.comparison.rates
-        return next((i for i, swept in enumerate(rates) if math.isclose(swept, rate, rel_tol=1e-6)), None)
-
 
 def build(sweeps: list[dict], runs: list[Run]) -> Study:
+    """The study of the main grid, the other groups beside it."""
+    faults = find_faults(runs)
+    cut = {run.id: fault.step for fault in faults for run in fault.runs}
+    parts = groups([run.before(cut[run.id]) if run.id in cut else run for run in runs])
+    first, *others = [study_of(sweeps, part, faults) for part in parts or [Group({})]]
+    if not others:
+        return first
+    on_purpose = {key for sweep in sweeps for key in declared(sweep)}
+    undeclared = {key for other in others for key in other.differs if key not in on_purpose}
+    return replace(
+        first,
+        beside=tuple(others),
+        undeclared=tuple(key for part in parts for key in part.differs if key in undeclared),
+        sizes_differ=parts[0].size[0] > parts[1].size[0],
+    )
+
+
+def gang_of(run: Run) -> str | None:
+    """The gang that trained a run: its first member's id; of older records, which lack it, the sweep."""
+    if run.config.get("gang") is not None:
+        return str(run.config["gang"])
+    return run.sweep if (number(run.config.get("gang_size")) or 1) > 1 else None
+
+
+def find_faults(runs: Iterable[Run]) -> list[Fault]:
+    """Steps at which two or more members of one gang first became non-finite together."""
+    lost = defaultdict(list)
+    for run in runs:
+        if gang_of(run) is not None and run.not_finite_step is not None:
+            lost[gang_of(run), run.not_finite_step].append(run)
+    return [Fault(gang, step, tuple(found)) for (gang, step), found in lost.items() if len(found) > 1]
+
+
+def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
     """Choose the runs that are compared, judge each run, compare the rates."""
-    swept = {key for sweep in sweeps for key in parameters(sweep)}
-    keys = [*RECIPE_KEYS, *sorted(swept - set(RECIPE_KEYS) - {"learning_rate", "seed"})]
-    recipe, differing = common_recipe(runs, keys)
-    used, excluded = choose(runs, recipe)
-    chosen = [r for group in used.values() for r in group]
-    bases = [r.base_loss for r in chosen if r.base_loss is not None]
+    runs = group.runs
+    used, excluded = choose(runs)
+    counted = [run for found in used.values() for run in found]
+    bases = [run.base_loss for run in counted if run.base_loss is not None]
     base_loss = float(np.mean(bases)) if bases else None
     evidence = {run.id: Evidence(run, reference(run, used), base_loss) for run in runs}
-    study = Study(sweeps, runs, recipe, differing, used, excluded, base_loss, evidence)
     early = {run.id: behaviour.dynamics(evidence[run.id]) for run in runs}
-    study.feasible = {
+    feasible = {
         rate: valued
-        for rate, group in used.items()
-        if not any(early[r.id] and early[r.id].behaviour == "diverged" for r in group)
-        and (valued := [r for r in group if r.complete and r.final_eval_loss is not None])
+        for rate, found in used.items()
+        if not any(early[run.id] and early[run.id].behaviour == "diverged" for run in found)
+        and (valued := [run for run in found if run.end is not None])
     }
-    study.comparison = statistics.compare(study.feasible)
-    if study.comparison is not None:
-        study.basin_width = statistics.basin_width(study.best_loss, statistics.seed_sd(study.feasible))
+    comparison = rates.compare(feasible)
+    verdicts = {}
     for run in runs:
-        place = None if run.learning_rate is None else study.index(run.learning_rate)
-        evidence[run.id].best_loss = study.best_loss
-        if place is not None:
-            loss = study.comparison.loss
-            evidence[run.id].near_best = bool(loss[place] - loss.min() < study.basin_width)
-        study.verdicts[run.id] = early[run.id] or behaviour.outcome(evidence[run.id])
-    return study
+        known = evidence[run.id]
+        if comparison is not None:
+            known.best_loss = float(comparison.loss.min())
+            if run.learning_rate in comparison.rates:
+                place = comparison.rates.index(run.learning_rate)
+                known.near_best = comparison.near(place)
+        verdicts[run.id] = early[run.id] or behaviour.outcome(known)
+    best = None if comparison is None else comparison.rates[comparison.best]
+    flags = {run.id: run_flags(run, used, evidence, comparison) for run in runs}
+    config = {key: run.config[key] for run in reversed(counted or runs) for key in SHOWN if key in run.config}
+    recipe = {key: config[key] for key in SHOWN if key in config}
+    alpha, rank = number(recipe.get("lora_alpha")), number(recipe.get("lora_r"))
+    rows = [
+        rates.rate(rate, found, evidence, verdicts, comparison, feasible.get(best, []), base_loss, alpha, flags)
+        for rate, found in used.items()
+    ]
+    infeasible = [
+        rate for rate, found in used.items() if any(verdicts[run.id].behaviour == "diverged" for run in found)
+    ]
+    planned = next((run.planned_steps for run in counted if run.planned_steps), None)
+    width = None if comparison is None else comparison.width
+    curves = {rate: curve for rate, found in used.items() if len(curve := mean_curve(found))}
+    return Study(
+        sweeps=sweeps,
+        runs=runs,
+        recipe=recipe,
+        differs=group.differs,
+        used=used,
+        excluded=excluded,
+        faults=[fault for fault in faults if any(run.id in evidence for run in fault.runs)],
+        repeats=find_repeats(runs),
+        base_loss=base_loss,
+        evidence=evidence,
+        verdicts=verdicts,
+        flags=flags,
+        feasible=feasible,
+        comparison=comparison,
+        rows=rows,
+        optimum=None if comparison is None else find_optimum(comparison, feasible, infeasible),
+        budget=statistics.best_by_budget(curves, width or statistics.BASIN_NATS),
+        hypotheses=hypotheses(rows, planned, width),
+        mechanism=mechanism(rows, rank, alpha),
+        advice=None if comparison is None else advise(comparison, feasible[best], base_loss),
+    )
 
 
-def parameters(sweep: dict) -> dict:
-    """The `parameters` of a sweep's configuration; {} if it has none."""
-    config = sweep.get("config")
-    found = config.get("parameters") if isinstance(config, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def values(parameter: object) -> list:
-    """The values of one parameter of a grid, whether given as {"values": [...]}, {"value": ...} or alone."""
-    found = parameter if isinstance(parameter, dict) else {"value": parameter}
-    found = found.get("values", [found.get("value")])
-    return [value for value in found if value is not None] if isinstance(found, list) else []
-
-
-def common_recipe(runs: list[Run], keys: list[str]) -> tuple[dict, dict[str, list]]:
-    """The recipe of most runs, and the keys in which runs differ with their values."""
-
-    def signature(run: Run) -> str:
-        return json.dumps([run.config.get(key) for key in keys], default=str)
-
-    with_config = [run for run in runs if run.learning_rate is not None] or runs
-    signatures = [signature(run) for run in with_config]
-    most = max(signatures, key=signatures.count, default=None)
-    main = with_config[signatures.index(most)] if most is not None else None
-    recipe = {key: main.config[key] for key in keys if key in main.config} if main else {}
-    values = {key: {json.dumps(r.config[key], default=str) for r in runs if key in r.config} for key in keys}
-    differing = {key: [json.loads(v) for v in sorted(found)] for key, found in values.items() if len(found) > 1}
-    return recipe, differing
-
-
-def choose(runs: list[Run], recipe: dict) -> tuple[dict[float, list[Run]], dict[str, str]]:
+def choose(runs: list[Run]) -> tuple[dict[float, list[Run]], dict[str, str]]:
     """The run that counts for each (rate, seed), and why each other run does not.
 
-    Of repeats the last one that reached its end (or diverged) counts, else the last.
+    Of repeats the first that reached its end (or diverged) counts, so a later control changes nothing; else the last.
     """
-    used: dict[float, dict] = {}
+    slots: dict[float, dict] = {}
     excluded = {}
     for run in runs:
-        differs = [key for key, value in recipe.items() if key in run.config and run.config[key] != value]
         if run.learning_rate is None:
             excluded[run.id] = "no learning rate in its config"
-        elif differs:
-            excluded[run.id] = "another recipe: " + ", ".join(f"{key} = {run.config[key]}" for key in differs)
+            continue
+        slot = slots.setdefault(run.learning_rate, {})
+        before = slot.get(run.seed)
+        if before is None:
+            slot[run.seed] = run
+        elif behaviour.incomplete(Evidence(before)) is None:
+            excluded[run.id] = f"a repeat of run {before.id}"
         else:
-            slot = used.setdefault(run.learning_rate, {})
-            before = slot.get(run.seed)
-            ended = [behaviour.incomplete(Evidence(r)) is None for r in (before, run) if r]
-            if before is None or ended[1] >= ended[0]:
-                slot[run.seed], loser, winner = run, before, run
-            else:
-                loser, winner = run, before
-            if loser is not None:
-                excluded[loser.id] = f"repeated by run {winner.id}"
-    return {rate: list(slot.values()) for rate, slot in sorted(used.items())}, excluded
+            slot[run.seed] = run
+            excluded[before.id] = f"repeated by run {run.id}"
+    return {rate: list(slot.values()) for rate, slot in sorted(slots.items())}, excluded
+
+
+def find_repeats(runs: list[Run]) -> list[Repeat]:
+    """Each run that reached its end, against the first one of its rate and seed."""
+    first: dict[tuple, Run] = {}
+    found = []
+    for run in runs:
+        if run.learning_rate is None or run.end is None:
+            continue
+        before = first.setdefault((run.learning_rate, run.seed), run)
+        if before is not run:
+            solo = (gang_of(before) is None) != (gang_of(run) is None)
+            gap = run.end.loss - before.end.loss
+            found.append(Repeat(run.learning_rate, run.seed, (before.id, run.id), gap, solo))
+    return found
 
 
 def reference(run: Run, used: dict[float, list[Run]]) -> Run | None:
-    """The lowest rate's run of the same seed, if it is whole and finite: the yardstick of the paired ratio."""
+    """The lowest rate's run of the same seed, if it is whole and finite: the yardstick of equal batches."""
     if not used or run.seed is None:
         return None
-    lowest = next((r for r in used[min(used)] if r.seed == run.seed), None)
+    lowest = next((other for other in used[min(used)] if other.seed == run.seed), None)
     whole = lowest is not None and lowest.complete and np.isfinite(lowest["train/loss"].value).all()
     return lowest if whole else None
 
 
-def median_steps(study: Study, rate: float, q: float) -> float | None:
-    """Median over seeds of the steps to l0 − q(l0 − l*); a miss is infinite and stays in; None if not defined."""
-    runs = study.at(rate)
-    if not runs or None in (study.base_loss, study.best_loss) or study.base_loss <= study.best_loss:
-        return None
-    target = study.base_loss - q * (study.base_loss - study.best_loss)
-    steps = sorted(first_crossing(run["eval/loss"], target) for run in runs)
-    low, high = steps[(len(steps) - 1) // 2], steps[len(steps) // 2]
-    return math.inf if math.isinf(high) else (low + high) / 2
+def find_optimum(comparison: Comparison, feasible: dict[float, list[Run]], infeasible: list[float]) -> dict:
+    """The quadratic's vertex over the seeds that every rate has, or over the means where they share none."""
+    ends = [rates.by_seed(feasible[rate], "end") for rate in comparison.rates]
+    common = [seed for seed in ends[0] if all(seed in found for found in ends)]
+    losses = {seed: np.array([found[seed].loss for found in ends]) for seed in common} or {None: comparison.loss}
+    return statistics.optimum(comparison.rates, losses, infeasible, comparison.width)
 
 
-def gain_interval(study: Study, place: int) -> tuple[float, float] | None:
-    """The 95 % interval of G of one rate, l0 and the best rate's loss resampled along."""
-    c = study.comparison
-    if c is None or c.replicates is None or c.base_replicates is None:
+def advise(comparison: Comparison, runs: list[Run], base_loss: float | None) -> Advice | None:
+    """What the best rate's own curve says about when to stop, and which rates are not told from it."""
+    curve = mean_curve(runs)
+    later = curve.between(1, np.inf)
+    if not len(later):
         return None
-    reach = c.base_replicates - c.replicates.min(axis=1)
-    if (reach <= 0).any():
-        return None
-    return statistics.interval((c.base_replicates - c.replicates[:, place]) / reach)
+    low, best_loss = int(later.value.argmin()), float(comparison.loss.min())
+    step, end_step = int(later.step[low]), int(later.step[-1])
+    ends = rates.by_seed(runs, "end")
+    lows = {seed: run.at(step) for seed, run in zip(ends, (run for run in runs if run.end is not None), strict=True)}
+    rise = None
+    if step < end_step and all(lows.values()):
+        rise = statistics.difference(ends, lows, *rates.example_set(runs))
+    told = rise is not None and (rise.interval[0] > 0 if rise.interval else rise.mean > comparison.width)
+    per_pass = next((run.steps_per_pass for run in runs if run.steps_per_pass), None)
+    quarter = curve.between(0, (1 - behaviour.FALLING_SHARE) * end_step)
+    others = [i for i in range(len(comparison.rates)) if i != comparison.best]
+    return Advice(
+        rate=comparison.rates[comparison.best],
+        tied=tuple(comparison.rates[i] for i in others if comparison.near(i) and comparison.verdict(i) != "out"),
+        end=best_loss,
+        end_step=end_step,
+        low=float(later.value[low]),
+        low_step=step,
+        low_passes=step / per_pass if per_pass else None,
+        rise=rise,
+        stop=bool(told and rise.mean >= behaviour.REBOUND_NATS),
+        falling=float(quarter.value[-1] - later.value[-1]) if len(quarter) else 0.0,
+    )
+
+
+def run_flags(
+    run: Run, used: dict[float, list[Run]], evidence: dict[str, Evidence], comparison: Comparison | None
+) -> list[str]:
+    """Remarks that are not classes: fast start, crossed, best rate at the edge of the feasible range."""
+    peers = [other for found in used.values() for other in found if other.seed == run.seed]
+    if not any(run is other for other in peers):
+        return []
+    flags, planned = [], run.planned_steps or 0
+
+    def start(one: Run) -> float:
+        first, last = (share * planned for share in behaviour.FAST_START)
+        part = one["train/loss"].between(first, last).value
+        return float(part.mean()) if len(part) and np.isfinite(part).all() else math.inf
+
+    if len(peers) > 1 and math.isfinite(start(run)) and start(run) == min(map(start, peers)):
+        flags.append("fast start")
+    if len(peers) > 1 and led_early(run, peers) and not evidence[run.id].near_best:
+        flags.append("crossed")
+    if comparison is not None and len(comparison.rates) > 1:
+        ends = (comparison.rates[0], comparison.rates[-1])
+        best = comparison.rates[comparison.best]
+        flags += ["edge of the feasible range"] if run.learning_rate == best and best in ends else []
+    return flags
+
+
+def led_early(run: Run, peers: list[Run]) -> bool:
+    """Whether the run had the lowest eval loss of its seed at some evaluation in the first half."""
+    mine = run["eval/loss"].between(1, (run.planned_steps or 0) / 2).finite
+    for step, value in zip(mine.step, mine.value, strict=True):
+        others = [p["eval/loss"].between(step, step).finite.value for p in peers if p is not run]
+        if others and all(not len(v) or value < v[0] for v in others) and any(len(v) for v in others):
+            return True
+    return False

@@ -1,8 +1,8 @@
 """Keep whole sweeps of real runs as a test: python -m tests.analysis.record_history NAME=OUTPUT_DIRECTORY [...].
 
-Writes tests/analysis/recorded/runs.json.gz: {NAME: {"sweeps": [...], "runs": [...]}}, with the columns that the analysis
-reads to five digits and without the per-example losses. The class that a person gives each run, who has looked at its
-curves and not at the code's verdict, stands in recorded/classes.json: {NAME: {run: [class, reason]}}.
+Writes tests/analysis/recorded/runs.json.gz: {NAME: {"sweeps": [...], "runs": [...]}}, with the columns that the
+analysis reads to five digits and without the per-example losses. The class that a person gives each run, by its curves
+and not by the code's verdict, stands in recorded/classes.json: {NAME: {run: [class, reason]}}.
 """
 
 import gzip
@@ -14,10 +14,27 @@ from analysis.runs import COLUMNS, STEP
 
 RECORDED = Path(__file__).parent / "recorded"
 CONFIG = (
-    "learning_rate seed max_steps warmup_steps vocab_size lr_scheduler_type per_device_train_batch_size "
-    "gradient_accumulation_steps max_grad_norm lora_r lora_alpha lora_dropout adapter_dtype model_name_or_path "
-    "dataset_name data_fingerprint gang_size hardware adapted_modules trainable_parameters"
-).split()
+    "learning_rate",
+    "seed",
+    "max_steps",
+    "warmup_steps",
+    "vocab_size",
+    "lr_scheduler_type",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_grad_norm",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "adapter_dtype",
+    "model_name_or_path",
+    "dataset_name",
+    "data_fingerprint",
+    "gang_size",
+    "hardware",
+    "adapted_modules",
+    "trainable_parameters",
+)
 SUMMARY = ("diverged_at_step", "first_batch_hash", "train_runtime", "tokens_per_second", "peak_memory_gib")
 
 

@@ -24,6 +24,12 @@ KINDS = (
     "harmed",
     "stopped",
     "cut",
+    "flat",
+    "hard tail",
+    "two epochs",
+    "drifting",
+    "slow divergence",
+    "fault",
 )
 CLASS = {
     "good": "stable, good",
@@ -40,7 +46,15 @@ CLASS = {
     "harmed": "diverged",
     "stopped": "diverged",
     "cut": "incomplete",
+    "flat": "overfitting",
+    "hard tail": "overfitting",
+    "two epochs": "overfitting",
+    "drifting": "drifting",
+    "slow divergence": "diverged",
+    "fault": "incomplete",
 }
+HARD_TAIL = 1.06  # factor on the train loss of every run over the last 10 % of the steps: hard batches
+PASSES = {"overfitting": 2.0, "flat": 2.0, "hard tail": 2.0, "two epochs": 2.0, "rebound": 2.0}  # others: 0.9
 
 
 def eval_steps(planned: int) -> np.ndarray:
@@ -55,12 +69,13 @@ def batch_noise(planned: int, noise: float, rng: np.random.Generator) -> np.ndar
 
 
 def curves(
-    kind: str, planned: int, noise: float, seed: int = 0, size: float | None = None
+    kind: str, planned: int, noise: float, seed: int = 0, size: float | None = None, tail: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Train steps (n,), train loss (n,), eval steps (k,), eval loss (k,) of one run of this kind.
 
     The batches' noise depends on the seed alone, so it cancels between kinds, up to a fifth that is each run's own.
-    `size` fixes the factor by which a spike or a bump lifts the train loss.
+    `size` fixes the factor by which a spike or a bump lifts the train loss, `tail` how much harder the last tenth of
+    the batches is than the others (HARD_TAIL for that kind).
     """
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     step = np.arange(1, planned + 1)
@@ -94,7 +109,22 @@ def curves(
     elif kind == "harmed":
         clean = np.where(at > 3, BASE + 0.5, clean)
         held_out = np.where(at > 3, BASE + 0.5, held_out)
+    elif kind in ("flat", "hard tail"):
+        held_out = held_out + rng.uniform(0.06, 0.3) * after
+        tail = HARD_TAIL if kind == "hard tail" else tail
+    elif kind == "two epochs":
+        again = np.maximum(at - planned / 2, 0) / (planned / 2)
+        clean = clean - rng.uniform(0.3, 0.9) * (1 - np.exp(-8 * again))
+        held_out = held_out + rng.uniform(0.06, 0.3) * (1 - np.exp(-3 * again))
+    elif kind == "drifting":
+        early = np.maximum(at - 0.12 * planned, 0) / (0.88 * planned)
+        held_out = floor + (BASE - floor) * np.exp(-at / (0.03 * planned)) + rng.uniform(0.08, 0.3) * early
+        clean = floor + (BASE - floor) * np.exp(-at / (0.03 * planned))
+    elif kind == "slow divergence":
+        rise = np.maximum(at - 0.1 * planned, 0) / (0.9 * planned)
+        clean, held_out = (curve + rng.uniform(2.6, 3.2) * rise for curve in (clean, held_out))
     common = batch_noise(planned, noise, np.random.default_rng([seed, 99]))
+    common = common * np.where(step > 0.9 * planned, tail, 1.0)
     train = clean[1:] * common * batch_noise(planned, noise / 5, rng)
     steps = eval_steps(planned)
     heldout = held_out[steps] * np.where(
@@ -102,6 +132,13 @@ def curves(
     )
     if kind == "nan":
         train[t0] = np.nan
+    if kind == "fault":
+        train[t0] = np.nan
+        return step[: t0 + 1], train[: t0 + 1], steps[steps <= t0], heldout[steps <= t0]
+    if kind == "slow divergence":
+        end = int(0.85 * planned)
+        train[end] = np.nan
+        return step[: end + 1], train[: end + 1], steps[steps <= end], heldout[steps <= end]
     if kind == "stopped":
         train[t0] = np.inf
         return step[: t0 + 1], train[: t0 + 1], steps[steps <= t0], heldout[steps <= t0]
@@ -110,11 +147,13 @@ def curves(
     return step, train, steps, heldout
 
 
-def run(kind: str, planned: int = 200, noise: float = 0.08, seed: int = 0, size: float | None = None) -> Run:
+def run(
+    kind: str, planned: int = 200, noise: float = 0.08, seed: int = 0, size: float | None = None, tail: float = 1.0
+) -> Run:
     """The curves of one kind as a Run, without the detour through rows: for calibration."""
-    step, train, steps, held_out = curves(kind, planned, noise, seed, size)
+    step, train, steps, held_out = curves(kind, planned, noise, seed, size, tail)
     summary = {"diverged_at_step": int(step[-1])} if kind == "stopped" else {}
-    return Run(
+    found = Run(
         id=kind,
         name=kind,
         state="finished",
@@ -122,11 +161,16 @@ def run(kind: str, planned: int = 200, noise: float = 0.08, seed: int = 0, size:
         created_at="",
         config={"learning_rate": 2e-4, "seed": seed, "max_steps": planned, "warmup_steps": 5, "vocab_size": 4096},
         summary=summary,
-        history={"train/loss": Series(step, train), "eval/loss": Series(steps, held_out)},
+        history={
+            "train/loss": Series(step, train),
+            "eval/loss": Series(steps, held_out),
+            "train/epoch": Series(step, PASSES.get(kind, 0.9) * step / planned),
+        },
         eval_nll=None,
         generations=[],
         planned_steps=planned,
     )
+    return found.before(found.not_finite_step) if kind == "fault" else found
 
 
 def record(
@@ -153,6 +197,7 @@ def record(
             "train/grad_norm": float(g) if np.isfinite(x) else float("nan"),
             "train/learning_rate": scale * min(1.0, s / 5),
             "train/num_tokens": int(s) * 900,
+            "train/epoch": PASSES.get(kind, 0.9) * int(s) / planned,
             "_runtime": 3 + 0.25 * int(s),
         }
         for s, x, g in zip(step, train, norm, strict=True)

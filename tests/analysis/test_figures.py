@@ -28,6 +28,8 @@ CASES = {
     "4 rates x 3 seeds": (simulate.SEED_RATES, 3),
     "6 rates x 1 seed": (simulate.SEED_RATES | {3e-2: "harmed", 3e-1: "exploding"}, 1),
     "9 rates x 2 seeds": (NINE, 2),
+    "12 rates x 1 seed": (NINE | {5e-6: "slow", 1.5e-4: "good", 1.4e-3: "suboptimal"}, 1),
+    "two passes": ({2e-4: "two epochs", 1e-3: "overfitting", 5e-3: "slow divergence"}, 2),
     "2 rates": ({2e-4: "good", 2.2e-4: "good"}, 1),
     "1 rate": ({2e-4: "good"}, 1),
     "all diverged": ({1e-3: "stopped", 5e-3: "exploding"}, 2),
@@ -70,10 +72,29 @@ def test_labels_do_not_collide(case, name):
 
 
 def test_colours_grow_lighter_with_the_rate():
-    shades = figures.colours([1e-5, 2e-4, 1e-3, 5e-3])
-    luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(to_rgb, shades.values())]
+    shades = [figures.colour(rate) for rate in (1e-5, 2e-4, 1e-3, 5e-3)]
+    luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(to_rgb, shades)]
     assert luminance == sorted(luminance) and min(b - a for a, b in pairwise(luminance)) > 0.05
-    assert luminance[-1] < 0.85 and all(rgb_to_hsv(to_rgb(shade))[1] > 0.4 for shade in shades.values())
+    assert luminance[-1] < 0.85 and all(rgb_to_hsv(to_rgb(shade))[1] > 0.4 for shade in shades)
+    assert figures.colour(1e-9) == figures.colour(3e-6) and figures.colour(1.0) == figures.colour(3e-2)
+
+
+def test_a_rates_colour_is_the_same_beside_other_rates():
+    """In the legend of two studies that share one rate."""
+    shades = []
+    for kinds in ({2e-4: "good", 1e-3: "good"}, {1e-5: "slow", 2e-4: "good", 5e-3: "stopped"}):
+        figure = figures.comparison_figure(study(kinds, 1, planned=100, examples=20))
+        shades += [line.get_color() for line in figure.legends[0].get_lines() if line.get_label() == "2e-4"]
+        plt.close(figure)
+    assert len(shades) == 2 and shades[0] == shades[1]
+
+
+def test_a_seventh_panel_is_one_entry(monkeypatch):
+    monkeypatch.setattr(figures, "PANELS", (*figures.PANELS, ("Tokens", figures.update_ratio)))
+    figure = figures.comparison_figure(study(simulate.SEED_RATES, 1, planned=100, examples=20))
+    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    plt.close(figure)
+    assert [title[0] for title in titles if title] == list("ABCDEFG") and "G  Tokens" in titles
 
 
 def test_every_diverged_run_has_its_cross():

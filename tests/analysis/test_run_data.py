@@ -88,6 +88,39 @@ def test_final_train_loss_is_the_mean_of_the_tail_not_of_the_run():
     assert len(tail) == 20 and run.final_train_loss == pytest.approx(np.mean(tail))
 
 
+def test_final_train_loss_takes_at_least_ten_steps():
+    run = read_run(simulate.record("good", planned=40))
+    losses = run["train/loss"].value
+    assert run.final_train_loss == pytest.approx(losses[-10:].mean()) != pytest.approx(losses[-4:].mean())
+
+
+def test_passes_and_the_size_of_the_training_set():
+    run = read_run(simulate.record("overfitting", planned=200))
+    assert run.passes == pytest.approx(2.0) and run.steps_per_pass == pytest.approx(100) and run.train_examples == 1600
+    assert run.one_pass.step == 100 and run.best.step < run.end.step == 200
+    assert read_run(simulate.record("good", train_examples=1737)).train_examples == 1737
+    assert read_run(simulate.record("good")).one_pass is None
+
+
+def test_a_resumed_run_is_noted_and_an_evaluation_at_a_logged_step_is_not():
+    assert read_run(simulate.record("good")).notes == []
+
+
+def test_modules_of_the_examples_are_read_and_must_fit():
+    record = simulate.record("good", examples=6)
+    record["files"]["eval_nll.json"]["module"] = ["a", "a", "b", "b", "b", "c"]
+    assert read_run(record).eval_nll.module.tolist() == [0, 0, 1, 1, 1, 2]
+    record["files"]["eval_nll.json"]["module"] = ["a"]
+    assert read_run(record).eval_nll is None
+
+
+def test_a_run_before_a_fault_has_no_later_row():
+    run = read_run(simulate.record("fault"))
+    before = run.before(run.not_finite_step)
+    assert before.not_finite_step is None and before.last_step == run.not_finite_step - 1
+    assert before.eval_nll.steps.max() < run.not_finite_step and "instrument fault" in before.notes[-1]
+
+
 def test_final_losses_of_a_cut_run_do_not_exist():
     run = read_run(simulate.record("cut"))
     assert run.final_eval_loss is None and run.final_train_loss is None and not run.complete

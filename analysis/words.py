@@ -1,4 +1,4 @@
-"""Numbers and run-given text in the words of the report: escaping, rounding, tables."""
+"""Numbers and run-given text in the words of the report: escaping, rounding, lists."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def rate_label(rate: float | None) -> str:
     """A rate as people write it: 1e-5, 2e-4, 3.2e-4."""
     if rate is None or not math.isfinite(rate):
         return "unknown"
-    mantissa, exponent = f"{rate:.2e}".split("e")
+    mantissa, exponent = f"{rate:.2e}".split("e")  # three digits: 6.53e-4
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
@@ -33,15 +33,44 @@ def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def labels(rates: list[float]) -> str:
+def listed(words: list[str], last: str = "and") -> str:
+    """a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
+
+
+def labels(rates: list[float], last: str = "and") -> str:
     """1e-5, 2e-4 and 1e-3."""
-    words = [rate_label(rate) for rate in rates]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return listed([rate_label(rate) for rate in rates], last)
+
+
+def in_words(count: int) -> str:
+    """A small number as a word."""
+    names = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    return names[count] if count < len(names) else str(count)
+
+
+def settings(values: dict) -> str:
+    """lora_r = 8 and adapter_dtype = bfloat16."""
+    return listed([f"{key} = {value}" for key, value in values.items()])
+
+
+def html(text: str) -> str:
+    """The little markdown of the report's sentences as HTML: bold, code, links; `escape` has made values inert."""
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+    text = re.sub(r"(?<!\*)\*([^*]+)\*(?!\*)", r"<em>\1</em>", text)
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', text)
 
 
 def decimals(value: object, form: str = ".3f") -> str:
     value = number(value)
     return "—" if value is None else format(value, form) if math.isfinite(value) else "not finite"
+
+
+def small(value: object) -> str:
+    """A small quantity to three digits, as rates are written: 7.23e-6."""
+    value = number(value)
+    return "—" if value is None else rate_label(value) if value else "0"
 
 
 def bounds(pair: list | tuple | None, form: str = ".3f") -> str:
@@ -52,21 +81,10 @@ def percent(share: float | None) -> str:
     return "—" if share is None else f"{100 * share:.0f} %"
 
 
-def p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
 def steps(value: object, planned: int | None) -> str:
     """Steps to a target; a miss is "> T"."""
     value = number(value)
     return "—" if value is None else f"> {planned}" if math.isinf(value) else f"{value:.0f}"
-
-
-def median(values: list[float], form: str) -> str:
-    """The median with misses (∞) in place; of two middle values the mean, ∞ if either is a miss."""
-    values = sorted(values)
-    low, high = values[(len(values) - 1) // 2], values[len(values) // 2]
-    return "∞" if math.isinf(high) else format((low + high) / 2, form)
 
 
 def shortened(text: object, limit: int = 300) -> str:
@@ -74,12 +92,6 @@ def shortened(text: object, limit: int = 300) -> str:
     if not isinstance(text, str) or not text.strip():
         return "(empty)"
     return text if len(text) <= limit else re.sub(r"&[^;]*$", "", text[:limit]) + " …"
-
-
-def grid(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table; escaped line ends are spaces in its cells."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines).replace("&#10;", " ")
 
 
 def fence(commands: list[str]) -> str:

@@ -1,0 +1,180 @@
+"""The report's first sentences: what to use, when to stop, and what it costs to be wrong on either side."""
+
+import math
+
+from analysis import behaviour
+from analysis.files import number
+from analysis.words import bounds, decimals, in_words, labels, listed, plural, rate_label, settings
+
+
+def row_of(r: dict, wanted: float) -> dict | None:
+    return next((row for row in r["rates"] if math.isclose(row["learning_rate"], wanted, rel_tol=1e-6)), None)
+
+
+def by_loss(r: dict) -> list[dict]:
+    """The feasible rates, best first."""
+    return sorted((x for x in r["rates"] if x["basin"]["excess"] is not None), key=lambda x: x["basin"]["excess"])
+
+
+def improved(r: dict) -> bool:
+    return None not in (r["base_loss"], r["best_loss"]) and r["base_loss"] > r["best_loss"]
+
+
+def plain(markdown: str) -> str:
+    """A sentence for the terminal: without emphasis."""
+    return markdown.replace("**", "")
+
+
+def answer(r: dict) -> str:
+    """What to use, when to stop, and what it costs to be wrong on either side."""
+    if r["side_by_side"]:
+        return side_by_side(r)
+    order = by_loss(r)
+    if not order:
+        return nothing_ended(r)
+    best, advice = order[0], r["advice"]
+    name, end = rate_label(best["learning_rate"]), decimals(r["best_loss"], ".2f")
+    if r["base_loss"] is not None and not improved(r):
+        base = decimals(r["base_loss"])
+        least = f"the least harmful, {name}, ended at {decimals(r['best_loss'])}"
+        return f"No rate improved on the untrained model ({base}): {least}."
+    if advice is None:
+        return f"{name} has the lowest final eval loss, {end}, but no evaluation after step 0 says when to stop."
+    if len(r["rates"]) == 1:
+        use = f"Only {name} was run; use it"
+    else:
+        use = f"Of {in_words(len(r['rates']))} rates use {labels([best['learning_rate'], *advice['tied']], 'or')}"
+    first = f"{use}{when(r, advice)}."
+    parts = [f"**{first}**" if r["seeds"] > 1 else first, *ties(r, order[0], advice)]
+    costs = [words for x in either_side(r) if (words := cost(r, x))]
+    parts += [f"{'; '.join(costs)}."] if costs else []
+    return " ".join([*parts, *lower_with_early_stopping(r, best), *seed_warning(r)])
+
+
+def side_by_side(r: dict) -> str:
+    keys = r["not_comparable"] or list(r["groups"][0]["settings"])
+    each = "; ".join(
+        f"{settings(x['settings'])}: "
+        + (
+            f"{rate_label(x['best_rate'])} ({decimals(x['best_loss'])})"
+            if x["best_rate"] is not None
+            else "no rate ended"
+        )
+        for x in r["groups"]
+    )
+    verb = "differs" if len(keys) == 1 else "differ"
+    if r["not_comparable"]:
+        return (
+            f"**Not comparable: {listed(keys)} {verb}.** The runs were trained on different things, so no rate is "
+            f"named. The lowest of each group by itself: {each}."
+        )
+    return f"**{listed(keys)} {'was' if len(keys) == 1 else 'were'} varied: each group has its own best rate.** {each}."
+
+
+def nothing_ended(r: dict) -> str:
+    diverged = [x["learning_rate"] for x in r["rates"] if x["diverged"]]
+    if diverged:
+        return f"No rate of this sweep can be used: at least one run diverged at {labels(diverged)}. Go lower."
+    states = ", ".join(sorted({x["state"] for x in r["runs"]}))
+    return f"No run has reached its end, so no learning rate can be named: {plural(len(r['runs']), 'run')} ({states})."
+
+
+def when(r: dict, advice: dict) -> str:
+    """For how long to train at the best rate."""
+    end, low = decimals(advice["end"], ".2f"), decimals(advice["low"], ".2f")
+    step, last, made = advice["low_step"], advice["end_step"], number(advice["low_passes"])
+    if advice["stop"]:
+        both = f"(step {step}: {low}; step {last}: {end})"
+        if made is None:
+            return f", and stop at step {step} of {last} {both}"
+        about = "about one pass" if abs(made - 1) <= 0.1 else f"about {made:.1f} passes"
+        return f", for {about} over the data {both}"
+    if advice["falling"] >= r["basin"]["width"] / 2:
+        fell = decimals(advice["falling"], ".2f")
+        return f", for all {last} steps ({end}, still falling: {fell} over the last quarter)"
+    rise = advice["rise"]
+    if rise is not None and rise["mean"] >= behaviour.REBOUND_NATS:
+        return f", for {step} to {last} steps ({low} and {end}, not told apart)"
+    return f", for all {last} steps ({end}, flat over the last quarter)"
+
+
+def ties(r: dict, best: dict, advice: dict) -> list[str]:
+    """How far rates that are inside the margin, or not told from it, end from the best."""
+    found = []
+    margin = decimals(r["basin"]["width"])
+    for rate in advice["tied"]:
+        x = row_of(r, rate)
+        gap, said = decimals(x["basin"]["excess"]), rate_label(rate)
+        name = rate_label(best["learning_rate"])
+        doubt = "" if x["basin"]["verdict"] == "in" else f", though it may be more: {bounds(x['basin']['interval'])}"
+        found.append(f"{said} ends {gap} above {name}, less than matters here ({margin}){doubt}.")
+    return found
+
+
+def either_side(r: dict) -> list[dict]:
+    """The rates whose price the first sentence names: the next on each side of those to use, and the outermost."""
+    used = [r["best_rate"], *r["advice"]["tied"]]
+    others = [x for x in r["rates"] if x["learning_rate"] not in used]
+    low = [x for x in others if x["learning_rate"] < r["best_rate"]]
+    high = [x for x in others if x["learning_rate"] > r["best_rate"]]
+    near = [*high[:1], *low[-1:], *low[:1], *high[-1:]]
+    return [x for i, x in enumerate(near) if x not in near[:i]]
+
+
+def cost(r: dict, x: dict) -> str:
+    """What it costs to use this rate instead of the best, in nats per token."""
+    name, base, last = rate_label(x["learning_rate"]), r["base_loss"], x["last_eval"]["mean"]
+    end, best = (x["difference"][moment] for moment in ("end", "best"))
+    if x["diverged"]:
+        if base is not None and last is not None and last >= base:
+            return f"{name} ends worse than untrained ({decimals(last, '.2f')} against {decimals(base, '.2f')})"
+        return f"{name} diverged in {x['diverged']} of {plural(x['n'], 'run')}"
+    if end is None:
+        return f"{name} reached no end"
+    price = decimals(end["mean"], ".2f") if end["mean"] >= 0.01 else decimals(end["mean"])
+    if 2 * x["behaviours"].get("slow", 0) > x["n"]:
+        return f"{name} costs {price}, still falling"
+    if x["basin"]["verdict"] == "undecided":
+        return f"{name} costs {price}, though that may be nothing that matters: {bounds(end['interval'], '.2f')}"
+    if best is not None and end["mean"] - best["mean"] > max(behaviour.REBOUND_NATS, 0.1 * end["mean"]):
+        at_best = decimals(max(best["mean"], 0.0), ".2f")
+        return f"{name} costs {at_best} at its best checkpoint and {price} at the end"
+    return f"{name} costs {price}"
+
+
+def lower_with_early_stopping(r: dict, best: dict) -> list[str]:
+    """Whether another rate's best checkpoints are lower than those of the rate that ends lowest, by what matters."""
+    used = [best, *(row_of(r, rate) for rate in r["advice"]["tied"])]
+    rivals = [x for x in r["rates"] if x not in used and x["difference"]["best"] is not None]
+    rival = min(rivals, key=lambda x: x["difference"]["best"]["mean"], default=None)
+    if rival is None or rival["difference"]["best"]["mean"] > -r["basin"]["width"]:
+        return []
+    gap, step = decimals(-rival["difference"]["best"]["mean"], ".2f"), decimals(rival["best_eval"]["step"], "g")
+    return [
+        f"Stopped at its best checkpoint (step {step}), {rate_label(rival['learning_rate'])} is {gap} lower than that."
+    ]
+
+
+def seed_warning(r: dict) -> list[str]:
+    return ["One seed: how much seeds vary is unknown."] if r["seeds"] == 1 else []
+
+
+def basis(r: dict) -> str:
+    """What the first sentence stands on."""
+    if r["basin"] is None or r["side_by_side"]:
+        return ""
+    examples = eval_set(r)
+    return (
+        f"Eval loss in nats per answer token, mean of {plural(r['seeds'], 'seed')}"
+        f"{f' over {examples}' if examples else ''}; untrained {decimals(r['base_loss'], '.2f')}. "
+        f"A difference below {decimals(r['basin']['width'])} does not matter here."
+    )
+
+
+def eval_set(r: dict) -> str:
+    data = r["data"]
+    if data["eval_examples"] is None:
+        return ""
+    return f"{data['eval_examples']} examples" + (
+        f" from {data['eval_modules']} modules" if data["eval_modules"] else ""
+    )

@@ -1,0 +1,74 @@
+"""What was run, at what price, and the commands that make it again."""
+
+import os
+import shlex
+from pathlib import Path
+
+from analysis.files import number
+from analysis.followups import sweep_file
+from analysis.words import fence, plural
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def conditions(r: dict) -> str:
+    """One line on what was run: model, data, steps, runs, hardware, price."""
+    recipe, data = r["recipe"], r["data"]
+    parts = [str(recipe[key]) for key in ("model_name_or_path", "dataset_name") if recipe.get(key)]
+    if data["train_examples"]:
+        parts.append(
+            f"{'' if data['train_examples_recorded'] else 'about '}{data['train_examples']:,} training examples"
+        )
+    if number(data["train_tokens"]):
+        parts.append(f"{number(data['train_tokens']):,.0f} training tokens")
+    if r["planned_steps"]:
+        made = number(data["passes"])
+        parts.append(f"{r['planned_steps']} steps" + (f" ({made:.2f} passes)" if made else ""))
+    parts.append(plural(len(r["runs"]), "run"))
+    parts += sorted({flat(x["config"]["hardware"]) for x in r["runs"] if x["config"].get("hardware")})
+    seconds = [s for s in r["device_seconds"] if s is not None]
+    if seconds:
+        parts.append(f"{sum(seconds):.0f} device seconds in training steps")
+    return ", ".join(parts)
+
+
+def flat(found: object) -> str:
+    return ", ".join(f"{key} {value}" for key, value in found.items()) if isinstance(found, dict) else str(found)
+
+
+def reproduction(r: dict, raw: dict, directory: Path) -> list[dict]:
+    """Commands from the unescaped results, each word quoted for the shell."""
+    here, found = folder(directory), []
+    for sweep, shown in zip(raw["sweeps"], r["sweeps"], strict=True):
+        file = shlex.quote(f"{here}/{sweep_file(sweep['id'])}")
+        path = shlex.quote("/".join(str(sweep.get(key) or "?") for key in ("entity", "project", "id")))
+        commands = [
+            f"python experiment.py --sweep {file}",
+            f"wandb sweep {file}",
+            "wandb agent ENTITY/PROJECT/SWEEP  # as wandb sweep prints it",
+            f"python -m analysis {path} --output {shlex.quote(here)}",
+        ]
+        found.append(
+            {"title": f"{shown['id']} ({shown.get('name')}, {shown.get('state')})", "commands": fence(commands)}
+        )
+    return found
+
+
+def settings(r: dict) -> list[dict]:
+    found = [{"key": key, "value": str(value)} for key, value in r["recipe"].items()]
+    for key in ("hardware", "gang_size", "versions"):
+        values = sorted({flat(x["config"][key]) for x in r["runs"] if key in x["config"]})
+        found += [{"key": key, "value": "; ".join(values)}] if values else []
+    return found
+
+
+def folder(directory: Path) -> str:
+    """The output directory as a user of the project writes it; outside the project only its name."""
+    full = directory.resolve()
+    return full.relative_to(PROJECT).as_posix() if full.is_relative_to(PROJECT) else full.name
+
+
+def docs(directory: Path) -> str:
+    """The relative path from the report to the project's docs."""
+    full = directory.resolve()
+    return Path(os.path.relpath(PROJECT / "docs", full)).as_posix() if full.is_relative_to(PROJECT) else "../../docs"
