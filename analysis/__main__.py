@@ -3,8 +3,8 @@
     python -m analysis ENTITY/PROJECT/SWEEP [SWEEP ...] [--output outputs/learning_rate_exploration]
     python -m analysis outputs/learning_rate_exploration [--refine]
 
-Writes README.md, the figures, all_results.json, sweeps/*.yaml and, from a sweep, lr_*/run_data.json. Several sweeps are
-merged into one report: analyse a sweep and its refinement together.
+Writes README.md, report.html, the figures, all_results.json, sweeps/*.yaml and, from a sweep, lr_*/run_data.json.
+Several sweeps are merged into one report: a sweep, its refinement, and controls, which stand beside the grid.
 """
 
 import argparse
@@ -51,10 +51,11 @@ def analyse(options: argparse.Namespace) -> int:
     found = results(study)
     save(directory / "all_results.json", to_json(found, lines=3))
     followups.write(study, directory)
-    from analysis import figures  # matplotlib, only when figures are drawn
+    from analysis import figures, page  # matplotlib and plotly, only when figures are drawn
 
     pictures = figures.draw(study, directory)
     save(directory / "README.md", report.render(found, directory, pictures))
+    save(directory / "report.html", page.render(study, found, directory, pictures))
     if handles:
         pull.write_back(handles, {row["id"]: row["behaviour"] for row in found["runs"]})
     for check in found["checks"]:
@@ -63,7 +64,7 @@ def analyse(options: argparse.Namespace) -> int:
     if options.refine:
         refine(study, directory)
     print(headline.plain(headline.answer(found)))
-    print(f"Report: {directory / 'README.md'}")
+    print(f"Report: {directory / 'README.md'} and {directory / 'report.html'}")
     return 0
 
 

@@ -20,6 +20,7 @@ from analysis.statistics import COARSE
 from analysis.tables import winner
 from analysis.words import (
     bounds,
+    code,
     decimals,
     escape,
     fence,
@@ -51,7 +52,7 @@ def fill(template: str, values: dict) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # `escape` has made every value inert as markdown and as HTML
     )
-    environment.filters["html"] = html
+    environment.filters |= {"html": html, "code": code}
     return environment.get_template(template).render(values)
 
 
@@ -270,9 +271,8 @@ def standard(r: dict) -> str:
     above = f"its mean is {decimals(test['excess'])} nats above that of {rate_label(r['best_rate'])}"
     width = decimals(r["basin"]["width"])
     if x["learning_rate"] == r["best_rate"]:
-        text = f"{word}: it has the lowest mean" + (
-            f", and at most {decimals(test['interval'][1])} is lost by it." if test["interval"] else "."
-        )
+        lost = test["interval"][1] if test["interval"] else 0.0
+        text = f"{word}: it has the lowest mean{f', though another may be lower by {decimals(lost)}' if lost else ''}."
     else:
         text = f"{word}: {above}, {bounds(test['interval'])}, against a margin of {width} nats."
     if r["seeds"] < 2:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from html import escape as escape_html
 
 from analysis.files import number
 
@@ -59,7 +60,14 @@ def html(text: str) -> str:
     text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
     text = re.sub(r"(?<!\*)\*([^*]+)\*(?!\*)", r"<em>\1</em>", text)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
-    return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', text)
+    text = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', text)
+    return text.replace("\n   - ", "<br>• ")
+
+
+def code(fenced: str) -> str:
+    """A code block of `fence` as HTML."""
+    commands = "\n".join(fenced.splitlines()[1:-1])
+    return f"<pre>{escape_html(commands)}</pre>"
 
 
 def decimals(value: object, form: str = ".3f") -> str:

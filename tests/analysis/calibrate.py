@@ -197,8 +197,8 @@ Some tests are stricter than their textbook form, because that form misfired:
   is the median over the last 10 % of the steps minus the minimum of the rolling median before, and must exceed
   {behaviour.TRAIN_RISE:g} and {behaviour.TRAIN_RISE_SE:g} standard errors, since a minimum over many is selected low.
   The earlier test, a ratio without the reference, called a flat train loss unstable in 24 % of simulated runs, in 87 %
-  with a hard tail, and four of 30 real runs whose last batches were hard at every rate. A run without such a reference gets no such
-  verdict (column "unpaired" of *rebound* below).
+  with a hard tail, and four of 30 real runs whose last batches were hard at every rate. A run without such a
+  reference gets no such verdict (column "unpaired" of *rebound* below).
 
 ## Real runs
 
