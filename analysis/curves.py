@@ -1,9 +1,10 @@
 """The mathematics of one run's curves: smoothing, robust z, paired ratio, crossings. Losses in nats per token."""
 
 import math
-from bisect import bisect_left, insort
+from bisect import insort
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from analysis.runs import EvalNLL, Run, Series
 from analysis.statistics import clustered
@@ -11,17 +12,23 @@ from analysis.statistics import clustered
 
 def rolling_median(values: np.ndarray, width: int) -> np.ndarray:
     """Centred median (n,) over an odd `width`; at the ends over the part of the window that exists."""
-    width = min(width, 2 * len(values) + 1)
-    half, window, out = width // 2, [], np.empty(len(values))
-    for entering in range(len(values) + half):
-        if entering < len(values):
-            insort(window, values[entering])
-        if entering >= width:
-            del window[bisect_left(window, values[entering - width])]
+    n, half = len(values), min(width, 2 * len(values) + 1) // 2
+    out = median_filter(values, 2 * half + 1, mode="nearest") if n else np.empty(0)
+    ends = min(half, n)
+    out[:ends] = opening_medians(values, half)[:ends]
+    out[n - ends :] = opening_medians(values[::-1], half)[:ends][::-1]
+    return out
+
+
+def opening_medians(values: np.ndarray, half: int) -> list[float]:
+    """Medians of the first half + 1, half + 2, ... values, for the first `half` places of a rolling median."""
+    window, found = [], []
+    for entering, value in enumerate(values[: 2 * half].tolist()):
+        insort(window, value)
         if entering >= half:
             middle = len(window) // 2
-            out[entering - half] = window[middle] if len(window) % 2 else (window[middle - 1] + window[middle]) / 2
-    return out
+            found.append(window[middle] if len(window) % 2 else (window[middle - 1] + window[middle]) / 2)
+    return found + found[-1:] * (half - len(found)) if found else [float(np.median(values))] * half if len(values) else []
 
 
 def ema(values: np.ndarray, planned_steps: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import figures, followups, report
+from analysis import figures, followups, page, report
 from analysis.files import save, to_json
 from analysis.results import results
 from analysis.runs import load, rate_directory
@@ -93,7 +93,9 @@ def main() -> None:
         pictures = figures.draw(study, directory)
         phase("figures")
         save(directory / "README.md", report.render(found, directory, pictures))
+        save(directory / "report.html", page.render(study, found, directory, pictures))
         phase("report")
+        print(f"  report.html is {(directory / 'report.html').stat().st_size / 1e6:.1f} MB")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = time.perf_counter() - start
         print(f"  in all     {seconds:6.1f} s, peak {peak / 1e6:.2f} GB, {before / 1e6:.2f} GB before")
