@@ -2,6 +2,7 @@
 
     python -m analysis ENTITY/PROJECT/SWEEP [SWEEP ...] [--output outputs/learning_rate_exploration]
     python -m analysis outputs/learning_rate_exploration [--refine]
+    python -m analysis outputs/grid outputs/controls --output outputs/merged
 
 Writes README.md, report.html, the figures, all_results.json, sweeps/*.yaml and, from a sweep, lr_*/run_data.json.
 Several sweeps are merged into one report: a sweep, its refinement, and controls, which stand beside the grid.
@@ -14,7 +15,7 @@ from pathlib import Path
 from analysis import followups, headline, report
 from analysis.files import InputError, save, to_json
 from analysis.results import results
-from analysis.runs import load
+from analysis.runs import load, merge
 from analysis.study import Study, build
 
 OUTPUT = Path("outputs/learning_rate_exploration")
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("source", nargs="+", help="sweeps as ENTITY/PROJECT/SWEEP, or one output directory")
+    parser.add_argument("source", nargs="+", help="sweeps as ENTITY/PROJECT/SWEEP, or output directories")
     parser.add_argument("--output", type=Path, help=f"where to write (default: {OUTPUT}, or the directory itself)")
     parser.add_argument("--refine", action="store_true", help="also write the next sweep.yaml, and say why")
     options = parser.parse_args(arguments)
@@ -45,8 +46,10 @@ def analyse(options: argparse.Namespace) -> int:
         save(probe := directory / ".probe", "")  # an output that cannot be written shows before a long pull
         probe.unlink()
         handles = pull.pull(options.source, directory)
-    elif len(options.source) > 1 or options.output not in (None, directory):
-        raise InputError(f"{directory} is analysed alone and in place: give one directory and no other --output")
+    elif len(options.source) > 1:
+        directory = merge_into(options.output, [Path(source) for source in options.source])
+    elif options.output not in (None, directory):
+        raise InputError(f"{directory} is analysed in place: give no other --output")
     study = build(*load(directory))
     found = results(study)
     save(directory / "all_results.json", to_json(found, lines=3))
@@ -66,6 +69,16 @@ def analyse(options: argparse.Namespace) -> int:
     print(headline.plain(headline.answer(found)))
     print(f"Report: {directory / 'README.md'} and {directory / 'report.html'}")
     return 0
+
+
+def merge_into(output: Path | None, directories: list[Path]) -> Path:
+    missing = [str(directory) for directory in directories if not directory.is_dir()]
+    if missing:
+        raise InputError(f"{missing[0]} is no directory: give sweeps alone, or output directories alone")
+    if output is None or output.resolve() in [directory.resolve() for directory in directories]:
+        raise InputError("several directories are merged into a new one: give it with --output")
+    merge(directories, output)
+    return output
 
 
 def refine(study: Study, directory: Path) -> None:

@@ -17,7 +17,7 @@ class Point:
     runs: int
     diverged: int
     final_eval: Spread
-    main_eval: Spread
+    main_final_eval: Spread
     difference: Estimate | None  # control − main, by seed, at the end
     by_seed: list[float]  # the same of each seed that both have
     best_difference: Estimate | None  # at each run's best checkpoint
@@ -46,7 +46,7 @@ def point(main: Study, other: Study, rate: float, runs: list[Run]) -> Point:
         runs=len(runs),
         diverged=sum(other.diverged(run) for run in runs),
         final_eval=losses,
-        main_eval=main_losses,
+        main_final_eval=main_losses,
         difference=statistics.difference(ends, main_ends, *examples),
         by_seed=[ends[seed].loss - main_ends[seed].loss for seed in ends if seed in main_ends],
         best_difference=statistics.difference(bests, main_bests, *examples),

@@ -28,7 +28,9 @@ def opening_medians(values: np.ndarray, half: int) -> list[float]:
         if entering >= half:
             middle = len(window) // 2
             found.append(window[middle] if len(window) % 2 else (window[middle - 1] + window[middle]) / 2)
-    return found + found[-1:] * (half - len(found)) if found else [float(np.median(values))] * half if len(values) else []
+    return (
+        found + found[-1:] * (half - len(found)) if found else [float(np.median(values))] * half if len(values) else []
+    )
 
 
 def ema(values: np.ndarray, planned_steps: int) -> np.ndarray:

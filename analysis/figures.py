@@ -195,6 +195,8 @@ def price(axes: Axes, study: Study) -> None:
     """What each rate costs: at the end, at the best checkpoints (hollow), at the end of diverged runs (crosses)."""
     if study.comparison is None:
         return empty(axes, "no rate ended without diverging")
+    if len(study.rates) < 2:
+        return empty(axes, "one rate: nothing to compare")
     width, rates = study.basin_width, study.rates
     axes.set_xscale("log")
     floor = width / 4  # what is below it cannot be told from nothing

@@ -4,7 +4,7 @@ import math
 
 from analysis import behaviour
 from analysis.files import number
-from analysis.words import bounds, decimals, in_words, labels, listed, plural, rate_label, settings
+from analysis.words import bounds, decimals, in_words, labels, listed, plural, rate_label, settings, some
 
 
 def row_of(r: dict, wanted: float) -> dict | None:
@@ -43,9 +43,9 @@ def answer(r: dict) -> str:
     if len(r["rates"]) == 1:
         use = f"Only {name} was run; use it"
     else:
-        use = f"Of {in_words(len(r['rates']))} rates use {labels([best['learning_rate'], *advice['tied']], 'or')}"
+        use = f"Of {in_words(len(r['rates']))} rates use {to_use(r, advice)}"
     first = f"{use}{when(r, advice)}."
-    parts = [f"**{first}**" if r["seeds"] > 1 else first, *ties(r, order[0], advice)]
+    parts = [f"**{first}**" if r["seeds"] > 1 else first, *ties(r, advice)]
     costs = [words for x in either_side(r) if (words := cost(r, x))]
     parts += [f"{'; '.join(costs)}."] if costs else []
     return " ".join([*parts, *lower_with_early_stopping(r, best), *seed_warning(r)])
@@ -65,7 +65,7 @@ def side_by_side(r: dict) -> str:
     verb = "differs" if len(keys) == 1 else "differ"
     if r["not_comparable"]:
         return (
-            f"**Not comparable: {listed(keys)} {verb}.** The runs were trained on different things, so no rate is "
+            f"**Not comparable: {some(keys)} {verb}.** The runs were trained on different things, so no rate is "
             f"named. The lowest of each group by itself: {each}."
         )
     return f"**{listed(keys)} {'was' if len(keys) == 1 else 'were'} varied: each group has its own best rate.** {each}."
@@ -98,17 +98,28 @@ def when(r: dict, advice: dict) -> str:
     return f", for all {last} steps ({end}, flat over the last quarter)"
 
 
-def ties(r: dict, best: dict, advice: dict) -> list[str]:
-    """How far rates that are inside the margin, or not told from it, end from the best."""
-    found = []
-    margin = decimals(r["basin"]["width"])
-    for rate in advice["tied"]:
-        x = row_of(r, rate)
-        gap, said = decimals(x["basin"]["excess"]), rate_label(rate)
-        name = rate_label(best["learning_rate"])
-        doubt = "" if x["basin"]["verdict"] == "in" else f", though it may be more: {bounds(x['basin']['interval'])}"
-        found.append(f"{said} ends {gap} above {name}, less than matters here ({margin}){doubt}.")
-    return found
+def to_use(r: dict, advice: dict) -> str:
+    """The best rate, and those that do as well."""
+    used = sorted([advice["rate"], *advice["tied"]])
+    best = rate_label(advice["rate"])
+    if len(used) < 3:
+        return labels([advice["rate"], *advice["tied"]], "or")
+    between = [x["learning_rate"] for x in r["rates"] if used[0] <= x["learning_rate"] <= used[-1]]
+    span = f"{rate_label(used[0])} to {rate_label(used[-1])}" if between == used else labels(sorted(advice["tied"]))
+    return f"{best} ({span} do as well)"
+
+
+def ties(r: dict, advice: dict) -> list[str]:
+    """How far the rates that do as well end from the best."""
+    rows = [row_of(r, rate) for rate in sorted(advice["tied"])]
+    if not rows:
+        return []
+    gap = decimals(max(x["basin"]["excess"] for x in rows))
+    names, best = labels([x["learning_rate"] for x in rows]), rate_label(advice["rate"])
+    where = f"ends {gap} above" if len(rows) == 1 else f"end within {gap} of"
+    unsettled = any(x["basin"]["verdict"] != "in" for x in rows)
+    doubt = f"; {plural(r['seeds'], 'seed')} do{'es' * (r['seeds'] == 1)} not settle it" if unsettled else ""
+    return [f"{names} {where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}."]
 
 
 def either_side(r: dict) -> list[dict]:
@@ -135,7 +146,8 @@ def cost(r: dict, x: dict) -> str:
     if 2 * x["behaviours"].get("slow", 0) > x["n"]:
         return f"{name} costs {price}, still falling"
     if x["basin"]["verdict"] == "undecided":
-        return f"{name} costs {price}, though that may be nothing that matters: {bounds(end['interval'], '.2f')}"
+        seeds = f"{plural(r['seeds'], 'seed')} do{'es' * (r['seeds'] == 1)} not settle that"
+        return f"{name} costs {price}, though {seeds}: {bounds(end['interval'], '.2f')}"
     if best is not None and end["mean"] - best["mean"] > max(behaviour.REBOUND_NATS, 0.1 * end["mean"]):
         at_best = decimals(max(best["mean"], 0.0), ".2f")
         return f"{name} costs {at_best} at its best checkpoint and {price} at the end"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.files import InputError, number
+from analysis.files import InputError, number, save, to_json
 from analysis.words import plural
 
 # History columns that the analysis reads, by the names that Hugging Face's W&B callback and train.py write.
@@ -350,26 +350,58 @@ def rate_directory(rate: float | None) -> str:
     return "lr_unknown" if rate is None else f"lr_{rate}"
 
 
-def load(directory: Path) -> tuple[list[dict], list[Run]]:
-    """The sweeps and runs of an output directory, runs by learning rate, seed and age.
+def merge(directories: list[Path], output: Path) -> None:
+    """Write the run data of several output directories into one, each run once.
 
-    Raises InputError naming a directory without run data or a file that is not whole.
+    Raises InputError naming a directory without run data or a file that is not whole; then nothing has been written.
     """
+    merged: dict[str, dict] = {}
+    for directory in directories:
+        for path in run_data(directory):
+            data = read_run_data(path)
+            part = merged.setdefault(path.parent.name, {"sweeps": {}, "runs": {}})
+            part["sweeps"] |= {sweep["id"]: sweep for sweep in data["sweeps"]}
+            part["runs"] |= {(run.get("sweep"), run.get("id")): run for run in data["runs"]}
+    for name, part in merged.items():
+        whole = {key: list(found.values()) for key, found in part.items()}
+        save(output / name / "run_data.json", to_json(whole, lines=4))
+
+
+def run_data(directory: Path) -> list[Path]:
+    """The run data files of an output directory. Raises InputError if it has none."""
     paths = sorted(directory.glob("lr_*/run_data.json"))
     if not paths:
         raise InputError(
             f"{directory} has no lr_*/run_data.json: give a sweep as ENTITY/PROJECT/SWEEP, or an output directory"
         )
+    return paths
+
+
+def read_run_data(path: Path) -> dict:
+    """{"sweeps": [...], "runs": [...]} of one file. Raises InputError if it is not whole."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(sweep["id"], str) for sweep in data["sweeps"]) or not all(
+            isinstance(run, dict) for run in data["runs"]
+        ):
+            raise ValueError("no sweeps and runs")
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} is not whole run data ({what}): pull its sweep again") from None
+    return data
+
+
+def load(directory: Path) -> tuple[list[dict], list[Run]]:
+    """The sweeps and runs of an output directory, runs by learning rate, seed and age.
+
+    Raises InputError naming a directory without run data or a file that is not whole.
+    """
     sweeps: dict[str, dict] = {}
     runs: list[Run] = []
-    for path in paths:
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            sweeps |= {sweep["id"]: sweep for sweep in data["sweeps"]}
-            runs += [read_run(record) for record in data["runs"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise InputError(f"{path} is not whole run data ({what}): pull its sweep again") from None
+    for path in run_data(directory):
+        data = read_run_data(path)
+        sweeps |= {sweep["id"]: sweep for sweep in data["sweeps"]}
+        runs += map(read_run, data["runs"])
     longest = max((run.last_step for run in runs), default=0)
     for run in runs:
         if run.planned_steps is None and longest:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from analysis.files import number
-from analysis.words import decimals, html, labels, percent, rate_label, shortened, small, steps
+from analysis.words import decimals, html, labels, percent, rate_label, settings, shortened, small, steps
 
 NONE = "—"
 Columns = tuple[tuple[str, Callable[[dict, dict], str]], ...]
@@ -206,7 +206,7 @@ CONTROL: Columns = (
 )
 
 GROUPS: Columns = (
-    ("Group", lambda x, r: ", ".join(f"{key} = {value}" for key, value in x["settings"].items())),
+    ("Group", lambda x, r: settings(x["settings"])),
     ("Rates", lambda x, r: labels(x["rates"]) if x["rates"] else NONE),
     ("Runs", lambda x, r: str(x["runs"])),
     ("Diverged", lambda x, r: str(x["diverged"])),

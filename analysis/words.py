@@ -39,6 +39,11 @@ def listed(words: list[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
 
 
+def some(words: list[str], shown: int = 3) -> str:
+    """a, b, c and 7 more."""
+    return listed([*words[:shown], f"{len(words) - shown} more"] if len(words) > shown + 1 else words)
+
+
 def labels(rates: list[float], last: str = "and") -> str:
     """1e-5, 2e-4 and 1e-3."""
     return listed([rate_label(rate) for rate in rates], last)
@@ -52,7 +57,7 @@ def in_words(count: int) -> str:
 
 def settings(values: dict) -> str:
     """lora_r = 8 and adapter_dtype = bfloat16."""
-    return listed([f"{key} = {value}" for key, value in values.items()])
+    return some([f"{key} = {value}" for key, value in values.items()])
 
 
 def html(text: str) -> str:

@@ -115,15 +115,30 @@ def test_follow_ups_that_no_longer_hold_go(tmp_path):
     ("make", "words"),
     [
         (lambda path: [str(path)], "has no lr_*/run_data.json"),
-        (lambda path: [str(path), str(path)], "is analysed alone and in place"),
-        (lambda path: [str(path), "--output", str(path / "other")], "is analysed alone and in place"),
+        (lambda path: [str(path), str(path)], "give it with --output"),
+        (lambda path: [str(path), str(path), "--output", str(path)], "give it with --output"),
+        (lambda path: [str(path), "a/b/c", "--output", str(path / "x")], "a/b/c is no directory"),
+        (lambda path: [str(path), "--output", str(path / "other")], "is analysed in place"),
     ],
-    ids=["empty directory", "two directories", "another output"],
+    ids=["empty directory", "no output", "output is a source", "a sweep among directories", "another output"],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, make, words):
     assert main(make(tmp_path)) == 2
     line = capsys.readouterr().err
     assert words in line and line.count("\n") == 1
+
+
+def test_directories_merge_into_one_report_and_each_run_counts_once(tmp_path, capsys):
+    simulate.study(tmp_path / "a", planned=100, examples=20)
+    record = simulate.record("good", 4e-4, planned=100, examples=20, sweep="sw2")
+    simulate.write(tmp_path / "b", [record], [simulate.sweep_of([4e-4], [0], "sw2")])
+    sources = [str(tmp_path / name) for name in "aba"]
+    assert main([*sources, "--output", str(tmp_path / "merged")]) == 0
+    assert "Of five rates" in capsys.readouterr().out
+    found = json.loads((tmp_path / "merged" / "all_results.json").read_text())
+    assert len(found["runs"]) == 5 and [sweep["id"] for sweep in found["sweeps"]] == ["sw1", "sw2"]
+    before = contents(tmp_path / "merged")
+    assert main([str(tmp_path / "merged")]) == 0 and contents(tmp_path / "merged") == before
 
 
 def test_torn_data_is_one_line_and_nothing_is_lost(tmp_path, capsys):

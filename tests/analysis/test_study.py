@@ -174,7 +174,7 @@ def command(sweep, *flags):
     return sweep
 
 
-def test_what_no_sweep_sets_is_not_comparable_and_names_no_winner():
+def test_what_no_sweep_sets_is_not_comparable_and_names_no_winner(tmp_path):
     other = records({2e-4: "good", 1e-3: "suboptimal"}, sweep="sw2", load_in_4bit=False)
     found = results(study(records(load_in_4bit=True) + other))
     assert found["not_comparable"] == ["load_in_4bit"] and found["side_by_side"] and not found["follow_ups"]
@@ -182,6 +182,7 @@ def test_what_no_sweep_sets_is_not_comparable_and_names_no_winner():
     assert next(c for c in found["checks"] if c["check"] == "same recipe")["passed"] is False
     assert headline.answer(found).startswith("**Not comparable: load_in_4bit differs.**")
     assert tables.winner(found) is None
+    assert report.render(found, tmp_path, []).splitlines()[2] == headline.answer(found)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_a_setting_that_older_records_lack_is_that_which_they_had():
     assert not study(old + records({4e-4: "good"}, sweep="sw2", freeze_a=False)).beside
 
 
-def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics():
+def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics(tmp_path):
     main = records(seeds=2)
     alone = results(study(main))
     for record in (control := records({1e-5: "plateaued", 2e-4: "good"}, 2, sweep="sw2", adapter_dtype="bfloat16")):
@@ -248,6 +249,8 @@ def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics():
     words = report.control(found, one)
     assert words.startswith("adapter_dtype = bfloat16 beside the main grid: at 1e-5 it ")
     assert "at 2e-4 it changes nothing that matters" in words
+    text = report.render(found, tmp_path, [])
+    assert words in text and "beside the main grid: adapter_dtype = bfloat16" in text
     assert [c["passed"] for c in found["checks"] if c["check"] in ("adapters float32", "same recipe")] == [True, True]
 
 
@@ -263,7 +266,7 @@ def test_two_halves_of_one_size_are_shown_side_by_side_without_a_winner():
     )
 
 
-def test_runs_again_at_one_point_are_the_noise_floor_and_change_nothing():
+def test_runs_again_at_one_point_are_the_noise_floor_and_change_nothing(tmp_path):
     first = records({2e-4: "good", 1e-3: "suboptimal"}, gang="a", gang_size=2)
     again = copy.deepcopy(first[:1]) + records({2e-4: "good"}, sweep="sw3", shift=0.004)
     again[0] |= {"id": "again", "created_at": "2026-01-02"}
@@ -279,6 +282,7 @@ def test_runs_again_at_one_point_are_the_noise_floor_and_change_nothing():
     ]
     assert found["noise_floor"] == pytest.approx(0.002)
     words = report.repeats(found)
+    assert words in report.render(found, tmp_path, [])
     assert "ended 0.002 nats apart" in words and "train.py alone ended at most 0.004 nats apart" in words
 
 
