@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 from graphql import GraphQLError
@@ -22,8 +23,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from local_wandb import page, schema
-from local_wandb.artifacts import entry_file, remove_outlived
+from local_wandb import compare, page, schema
+from local_wandb.artifacts import entries, entry_file, remove_outlived
+from local_wandb.collections import membership
 from local_wandb.nodes import Context
 from local_wandb.runs import mark_lost, stream
 from local_wandb.store import Store, Unavailable
@@ -254,8 +256,30 @@ def _home_page(request: Request, after: dict) -> Response:
     return _html(page.projects(request.app.state.store))
 
 
+def _entity_page(request: Request, after: dict) -> Response:
+    entity = request.path_params["entity"]
+    _found(request, "projects", entityName=entity)
+    return _html(page.projects(request.app.state.store, entityName=entity))
+
+
+def _artifact_page(request: Request, after: dict) -> Response:
+    project, where, store = _asked_project(request), request.path_params, request.app.state.store
+    collection = _found(request, "collections", project=project["id"], name=where["name"], type=where["type"])
+    info = SimpleNamespace(context=_context(request))
+    member = membership(collection, info, where.get("version", "latest"))
+    if member is None:
+        raise HTTPException(404, f"{request.url.path} does not exist")
+    version = member["artifact"]
+    files = entries(store, version)
+    return _html(page.artifact(store, project, collection, version, files, info.context.file_url))
+
+
 def _project_page(request: Request, after: dict) -> Response:
     return _html(page.project(request.app.state.store, _asked_project(request)))
+
+
+def _compare(request: Request, wanted: dict) -> Response:
+    return JSONResponse(compare.answer(request.app.state.store, _asked_project(request), wanted))
 
 
 def _sweep_page(request: Request, after: dict) -> Response:
@@ -264,7 +288,8 @@ def _sweep_page(request: Request, after: dict) -> Response:
     if request.method == "GET":
         return _html(page.comparison(f"Sweep {page.sweep_title(sweep)}", project))
     runs = request.app.state.store.find("runs", sweep=sweep["id"])
-    return JSONResponse(page.data(request.app.state.store, runs, after, sweep["state"]))
+    metric = page.metric_of(sweep)
+    return JSONResponse(page.data(request.app.state.store, runs, after, sweep["state"], metric))
 
 
 def _run_page(request: Request, after: dict) -> Response:
@@ -306,6 +331,10 @@ async def _bug(request: Request, error: Exception) -> Response:
     return JSONResponse({"errors": [{"message": f"local_wandb failed: {type(error).__name__}: {error}"}]}, 501)
 
 
+# The tabs of W&B's own pages, whose addresses people and the client write down: here each is part of one page.
+PROJECT_TABS = ("", "/workspace", "/table", "/overview", "/runs", "/sweeps", "/artifacts")
+RUN_TABS = ("", "/workspace", "/overview", "/logs", "/files", "/artifacts", "/system")
+
 ROUTES = [
     Route("/graphql", _graphql, methods=["POST"]),
     Route("/files/{entity}/{project}/{run}/file_stream", _file_stream, methods=["POST"]),
@@ -314,9 +343,13 @@ ROUTES = [
     Route("/artifactsV2/{region}/{entity}/{project}/{collection}/{birth}/{digest}/{name}", _artifact_file),
     Route("/", _page(_home_page)),
     Route("/assets/{name}", _asset),
-    Route("/{entity}/{project}", _page(_project_page)),
+    Route("/{entity}", _page(_entity_page)),
+    *[Route(f"/{{entity}}/{{project}}{tab}", _page(_project_page)) for tab in PROJECT_TABS],
+    Route("/{entity}/{project}/artifacts/{type}/{name}", _page(_artifact_page)),
+    Route("/{entity}/{project}/artifacts/{type}/{name}/{version}", _page(_artifact_page)),
+    Route("/{entity}/{project}/runs/compare", _page(_compare), methods=["POST"]),
     Route("/{entity}/{project}/sweeps/{sweep}", _page(_sweep_page)),
     Route("/{entity}/{project}/sweeps/{sweep}/data", _page(_sweep_page), methods=["POST"]),
-    Route("/{entity}/{project}/runs/{run}", _page(_run_page)),
+    *[Route(f"/{{entity}}/{{project}}/runs/{{run}}{tab}", _page(_run_page)) for tab in RUN_TABS],
     Route("/{entity}/{project}/runs/{run}/data", _page(_run_page), methods=["POST"]),
 ]

@@ -15,8 +15,8 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 const short = (text) => (text.length > 40 ? `${text.slice(0, 39)}…` : text);
 const plain = (text) => short(String(text)).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); // for Plotly
 const finite = (points) => points.filter(([, y]) => y !== null);
-const last = (run) => finite(run.points[page.final]).at(-1)?.[1] ?? null;
-const best = (run) => finite(run.points[page.final]).reduce((low, [, y]) => (low === null || y < low ? y : low), null);
+const last = (run) => finite(run.points[page.final] ?? []).at(-1)?.[1] ?? null;
+const best = (run) => finite(run.points[page.final] ?? []).reduce((low, [, y]) => (low === null || y < low ? y : low), null);
 const rateText = (rate) => (rate === null ? "no rate" : Number(rate.toPrecision(3)).toExponential());
 const number = (value) => (typeof value === "number" ? String(Number(value.toPrecision(5))) : "");
 
@@ -137,7 +137,7 @@ function chart(id, title, drawn, options) {
 
 let hovering = false;
 function link(plot) {
-  const others = () => [...document.querySelectorAll(".plot")].filter((p) => p !== plot && p.id !== "chart-rates" && p.data?.length);
+  const others = () => [...document.querySelectorAll("#charts .plot")].filter((p) => p !== plot && p.id !== "chart-rates" && p.data?.length);
   const each = (act) => {
     if (hovering) return; // the others answer with events of their own
     hovering = true;
@@ -149,7 +149,6 @@ function link(plot) {
 }
 
 function drawRates(shades) {
-  $("chart-rates").parentElement.hidden = shades.size < 2; // one rate makes no U
   const ends = [...runs.values()].filter((run) => !hidden.has(run.id) && run.rate > 0);
   const good = ends.filter((run) => last(run) !== null && !diverged(run));
   const lost = ends.filter(diverged);
@@ -163,6 +162,77 @@ function drawRates(shades) {
   const options = layout(null, { hovermode: "closest" });
   options.xaxis = { ...options.xaxis, type: "log", title: { text: "learning rate" }, exponentformat: "power", dtick: 1 };
   chart("chart-rates", U, drawn, options);
+}
+
+// Sweeps of several parameters: every run as a line through its values, and how each value goes with the metric.
+
+const ordinal = (values) => [...new Set(values.map(String))].sort();
+
+function ranks(values) { // equal values share their mean rank
+  const sorted = [...values].sort((a, b) => a - b);
+  return values.map((value) => (sorted.indexOf(value) + sorted.lastIndexOf(value)) / 2);
+}
+
+function correlation(x, y) {
+  const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+  const [mx, my] = [mean(x), mean(y)];
+  const sum = (f) => x.reduce((total, _, i) => total + f(x[i] - mx, y[i] - my), 0);
+  const scale = Math.sqrt(sum((a) => a * a) * sum((_, b) => b * b));
+  return scale ? sum((a, b) => a * b) / scale : null;
+}
+
+function explained(labels, y) { // the correlation ratio: the share of the variance that lies between the labels
+  const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length, all = mean(y);
+  const total = y.reduce((sum, value) => sum + (value - all) ** 2, 0);
+  const between = [...new Set(labels)].reduce((sum, label) => {
+    const group = y.filter((_, i) => labels[i] === label);
+    return sum + group.length * (mean(group) - all) ** 2;
+  }, 0);
+  return total ? between / total : null;
+}
+
+// One axis of the parallel coordinates: where each value lies between 0 and 1, by its logarithm where that spreads wide.
+function axis(name, values) {
+  const numeric = values.every((value) => typeof value === "number");
+  const log = numeric && values.every((value) => value > 0) && Math.max(...values) / Math.min(...values) > 30;
+  const labels = ordinal(values);
+  const scaled = values.map((value) => (log ? Math.log10(value) : numeric ? value : labels.indexOf(String(value))));
+  const [low, high] = [Math.min(...scaled), Math.max(...scaled)];
+  const places = scaled.map((value) => (high > low ? (value - low) / (high - low) : 0.5));
+  const texts = values.map((value) => plain(numeric ? number(value) : value));
+  const marks = [...new Map(texts.map((text, i) => [text, places[i]]))];
+  const ends = [...marks].sort((a, b) => a[1] - b[1]);
+  return { name: plain(name), places, texts, marks: marks.length <= 8 ? marks : [ends[0], ends.at(-1)] };
+}
+
+function drawParameters() {
+  const shown = [...runs.values()].filter((run) => run.value !== null && !hidden.has(run.id)).slice(0, 300);
+  $("parameters").hidden = page.parameters.length === 0 || shown.length < 2;
+  if ($("parameters").hidden) return;
+  const metric = shown.map((run) => run.value);
+  const of = (name) => shown.map((run) => run.point[name] ?? null);
+  const axes = [...page.parameters.map((name) => axis(name, of(name))), axis(page.metric, metric)];
+  const place = axes.at(-1).places, drawn = shown.map((run, i) => ({
+    x: axes.map((_, at) => at), y: axes.map((one) => one.places[i]), mode: "lines+markers", line: { color: mix(1 - place[i]), width: 1.5 },
+    marker: { size: 5 }, name: plain(run.name), text: axes.map((one) => `${one.name}: ${one.texts[i]}`), hovertemplate: "%{text}",
+  }));
+  const marks = axes.flatMap((one, at) => one.marks.map(([text, y]) => ({
+    x: at, y, text, showarrow: false, xanchor: "left", xshift: 6, font: { size: 11, color: css("--quiet") } })));
+  $("parallel").setAttribute("aria-label", `Parallel coordinates of ${shown.length} runs; the table below says how each parameter goes with ${page.metric}`);
+  const options = layout(null, { hovermode: "closest", annotations: marks, margin: { l: 20, r: 60, t: 10, b: 30 } });
+  options.xaxis = { ...options.xaxis, type: "linear", title: { text: "" }, tickvals: axes.map((_, at) => at), ticktext: axes.map((one) => one.name) };
+  options.yaxis = { ...options.yaxis, type: "linear", visible: false, range: [-0.06, 1.06] };
+  Plotly.react($("parallel"), drawn, options, { displaylogo: false, responsive: true, displayModeBar: false });
+  const rows = page.parameters.map((name) => {
+    const values = of(name), numeric = values.every((value) => typeof value === "number");
+    const r = numeric ? correlation(ranks(values), ranks(metric)) : null;
+    return [name, explained(values.map(String), metric), r];
+  }).sort((a, b) => (b[1] ?? 0) - (a[1] ?? 0));
+  const head = ["Parameter", `Share of the variance of ${page.metric} between its values (η²)`, "Rank correlation (Spearman)", "n"];
+  $("importance").replaceChildren(
+    element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col", textContent: text })))),
+    element("tbody", {}, ...rows.map(([name, share, r]) => element("tr", {}, element("td", { textContent: name }),
+      ...[share, r, shown.length].map((value) => element("td", { className: "number", textContent: value === null ? "" : Number(value.toFixed(2)) }))))));
 }
 
 // The table, and the buttons of the rates
@@ -217,8 +287,10 @@ function draw() {
   $("rates").replaceChildren(...[...shades].map(([rate, colour]) =>
     eye(rateText(rate), [...runs.values()].filter((run) => run.rate === rate).map((run) => run.id), colour)));
   frames([...page.charts.map(([column, title]) => [`chart-${column}`, title]), ["chart-rates", U]]);
+  $("chart-rates").parentElement.hidden = shades.size < 2; // one rate makes no U
   for (const [column, title] of page.charts) chart(`chart-${column}`, title, traces(column, shades), layout(range(column)));
   drawRates(shades);
+  drawParameters();
   table(shades);
   $("alerts").hidden = page.alerts.length === 0;
   $("alerts").querySelector("ul").replaceChildren(
@@ -237,7 +309,7 @@ async function update() {
     const before = runs.size ? JSON.stringify([...runs.values()].map(({ points, ...rest }) => rest)) : "";
     for (const run of page.runs) {
       const known = runs.get(run.id);
-      if (known) for (const column in run.points) run.points[column] = known.points[column].concat(run.points[column]);
+      if (known) for (const column in run.points) run.points[column] = (known.points[column] ?? []).concat(run.points[column]);
       runs.set(run.id, run);
     }
     for (const id of runs.keys()) if (!page.runs.some((run) => run.id === id)) runs.delete(id);
