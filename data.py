@@ -200,11 +200,13 @@ def shared_rows(train: Dataset, test: Dataset) -> int:
     return sum(json.dumps(row, sort_keys=True) in seen for row in test.select_columns(columns))
 
 
-def what_was_read(data: DataConfig, train: Dataset, test: Dataset, trainer) -> str:
-    """The first lines of a run: rows, tokens and steps, a row, and a warning of rows that stand in both splits.
+def what_was_read(data: DataConfig, splits: tuple[Dataset, Dataset], trainer, shared: int) -> str:
+    """The first lines of a run: rows, tokens and steps, a row, and a warning if rows are shared by both splits.
 
-    The trainer (an SFTTrainer) has tokenised the rows, and left out those without an answer within max_length.
+    The trainer (an SFTTrainer) has tokenised the rows, and left out those without an answer within max_length;
+    InputError if it has left out all.
     """
+    train, test = splits
     settings = trainer.args
     lines = [
         counts(f"train ({data.dataset_train_split})", train, trainer.train_dataset, settings.max_length),
@@ -219,13 +221,13 @@ def what_was_read(data: DataConfig, train: Dataset, test: Dataset, trainer) -> s
         "the first row; ⟦⟧ is what the loss counts:",
         marked(trainer.train_dataset[0], trainer.processing_class),
     ]
-    if shared := shared_rows(train, test):
+    if shared:
         lines.append(f"warning: {shared} of {len(test)} test rows are training rows too: the eval loss flatters")
     return "\n".join(lines)
 
 
 def counts(name: str, rows: Dataset, tokenised: Dataset, max_length: int | None) -> str:
-    """A split in numbers; InputError if the trainer has left nothing of it."""
+    """A split in numbers."""
     if not len(tokenised):
         raise InputError(f"{name}: no row has an answer within max_length: {max_length}")
     table = tokenised.with_format("arrow")[:]

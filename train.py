@@ -644,14 +644,16 @@ def leave(trainer: Trainer, watch: Watch, answers: list[dict] | None) -> None:
 
 
 def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict) -> None:
-    """The whole run: data, W&B, trainer, training, measurements, adapter."""
+    """The whole run: data, trainer, W&B, training, measurements, adapter."""
     splits = read_data(data, training, base)
-    with start_run(training, data, base, swept) as run:
+    trainer = Trainer(base, training, *splits)
+    described = describe_data(trainer, *splits)
+    first_lines = what_was_read(data, splits, trainer, described["rows_in_both_splits"])
+    with start_run(training, data, base, swept) as run:  # whatever is refused has been by now
         training.output_dir = str(Path(training.output_dir, run.id))
-        trainer = Trainer(base, training, *splits)
-        watch = watch_run(trainer, run, describe(trainer, data, base) | describe_data(trainer, *splits))
         if PartialState().is_main_process:
-            print(what_was_read(data, *splits, trainer), flush=True)
+            print(first_lines, flush=True)
+        watch = watch_run(trainer, run, describe(trainer, data, base) | described)
         trainer.train()
         leave(trainer, watch, trainer.generate_answers() if watch.diverged_at_step is None else None)
 

@@ -92,8 +92,9 @@ class Shared:
         self.model = train.load_model(first.base, first.training)
         first.equip(twin(self.model), splits)
         trainer = first.trainer
-        print(train.what_was_read(first.data, *splits, trainer), flush=True)
         self.described = train.describe_data(trainer, *splits)
+        shared = self.described["rows_in_both_splits"]
+        print(train.what_was_read(first.data, splits, trainer, shared), flush=True)
         self.splits = trainer.train_dataset, trainer.eval_dataset
         self.questions = trainer.questions()
         self.tokens = numpy.array([sum(x != -100 for x in labels[1:]) for labels in trainer.eval_dataset["labels"]])

@@ -157,7 +157,7 @@ def test_a_run_shows_what_it_reads():
         args=settings, train_dataset=tokenised, eval_dataset=tokenised.select([1]), processing_class=tokenizer
     )
     config = data.DataConfig(dataset_test_split="test[:1]")
-    shown = data.what_was_read(config, rows, rows.select([2]), trainer)
+    shown = data.what_was_read(config, (rows, rows.select([2])), trainer, shared=1)
     total, counted = 2 * len(question) + len(answer), len(question) + len(answer)
     assert f"train (train): 3 rows, {total} tokens, longest {len(question + answer)}, {counted / total:.0%}" in shown
     assert "1 left out, without an answer within max_length: 64" in shown
@@ -167,4 +167,4 @@ def test_a_run_shows_what_it_reads():
     assert "warning: 1 of 1 test rows are training rows too" in shown
     trainer.eval_dataset = tokenised.select([])
     with pytest.raises(data.InputError, match=r"test \(test\[:1\]\): no row has an answer within max_length: 64"):
-        data.what_was_read(config, rows, rows, trainer)
+        data.what_was_read(config, (rows, rows), trainer, shared=0)
