@@ -272,6 +272,22 @@ def test_an_unfit_model_is_named_before_a_run_begins(name, content, message, tmp
     assert "\n" not in str(caught.value) and not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_length", "8"], r"train \(train\): no row has an answer within max_length: 8"),
+        (["--seed", "-1"], "Seed must be between 0"),
+        (["--lora_target_modules", "nonesuch"], "Target modules nonesuch not found"),
+    ],
+)
+def test_no_run_is_opened_for_what_trl_refuses(flags, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "start_run", lambda *_: pytest.fail("a run was opened"))
+    small = ["--max_steps", "2", "--dataset_test_split", "test[:8]", "--output_dir", str(tmp_path)]
+    with pytest.raises(train.InputError, match=message):
+        train.train(*train.parse([*STARTER, *small, *flags]), {})
+    assert not any(tmp_path.iterdir())
+
+
 def test_one_line_and_exit_code_2():
     command = [sys.executable, "train.py", *STARTER, "--model_name_or_path", "no-such/model"]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
