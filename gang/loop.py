@@ -18,6 +18,7 @@ from torch import Tensor
 import train
 from gang.fit import unfit
 from gang.member import Member, Plan, plans
+from gang.packing import packable
 from gang.step import SCORED, Step, rows_to_score, twin
 
 FLUSH_SECONDS = 0.5
@@ -91,6 +92,7 @@ class Shared:
         self.data, self.revision = first.data, first.base.model_revision
         self.model = train.load_model(first.base, first.training)
         first.equip(twin(self.model), splits)
+        self.packed = packable(self.model, first.trainer.train_dataset["input_ids"])
         trainer = first.trainer
         print(train.what_was_read(first.data, *splits, trainer), flush=True)
         self.described = train.describe_data(trainer, *splits)
@@ -174,7 +176,7 @@ class Gang:
         flushed = time.monotonic()
         if 0 in evaluations:
             self.evaluate(0)
-        for plan in ahead(plans(self.members, rows if device.type == "cuda" else None)):
+        for plan in ahead(plans(self.members, rows if device.type == "cuda" else None, self.shared.packed)):
             self.part_with_those_that_ended(plan.number)
             if not self.training():
                 return

@@ -35,11 +35,11 @@ def best_size(points: float, seconds: list[float], fits: int) -> int:
     return next(n for n in range(1, int(fits) + 1) if cost(n) <= 1.01 * least)
 
 
-def choose(points: float, model: PreTrainedModel, first: Member) -> int:
+def choose(points: float, model: PreTrainedModel, first: Member, packed: bool) -> int:
     """The size of the gangs for a sweep that has `points` left, by measurement on the first member; prints why."""
     if points < 2:
         return 1
-    seconds, fits = measure(model, first)
+    seconds, fits = measure(model, first, packed)
     size = best_size(points, seconds, fits)
     print(
         f"gang: a step of one takes {seconds[0]:.3g} s, of two {seconds[1]:.3g} s; memory for {fits}; "
@@ -49,7 +49,7 @@ def choose(points: float, model: PreTrainedModel, first: Member) -> int:
     return size
 
 
-def measure(model: PreTrainedModel, first: Member) -> tuple[list[float], int]:
+def measure(model: PreTrainedModel, first: Member, packed: bool) -> tuple[list[float], int]:
     """Seconds of a training step of one and of two members, not graphed, and how many fit in memory.
 
     Uses the longest batch that the data can give.
@@ -63,7 +63,7 @@ def measure(model: PreTrainedModel, first: Member) -> tuple[list[float], int]:
         reset_peak_memory(device)
         step = Step(model, [trainer.lora_layers] * n, first.training)
         step.graphs = {}
-        rows_of_all = together([batch] * n, [1.0] * n, 0, rows if device.type == "cuda" else None)
+        rows_of_all = together([batch] * n, [1.0] * n, 0, rows if device.type == "cuda" else None, packed)
         times = []
         for _ in range(STEPS.get(device.type, 1)):
             start = time.perf_counter()

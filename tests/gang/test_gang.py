@@ -24,6 +24,7 @@ from data import load_split
 from gang.agent import Sweep, difference
 from gang.loop import Gang, Loop
 from gang.member import Member
+from gang.packing import packable
 from gang.size import best_size, measure
 from gang.step import Step, rows_to_score, together, twin
 
@@ -157,19 +158,20 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
     splits = [load_split(data, split) for split in (data.dataset_train_split, "test[:8]")]
     trainer = train.Trainer(base, training, *splits, model=twin(model))
     iterator = iter(trainer.get_train_dataloader())
-    batches = [next(iterator) for _ in range(3)]
+    batches = [{key: value.cpu() for key, value in next(iterator).items()} for _ in range(3)]
     items = [float((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
     rates = torch.tensor([1e-3, 5e-3])
 
-    def losses(graphs=None, rows=None, tokens=1024, **options):
+    def losses(graphs=None, rows=None, tokens=1024, packed=False, **options):
         """Of three steps, an evaluation after each; on a GPU the steps are graphs unless `graphs` says otherwise."""
         step = Step(model, [trainer.lora_layers] * 2, training, **options)
         step.graphs = step.graphs if graphs is None else graphs
         tests = rows_to_score(examples, trainer.data_collator, tokens, step.device)
         found = [step.score(tests).flatten()]
         for batch, n in zip(batches, items, strict=True):
-            batch = {key: value.cpu() for key, value in batch.items()}
-            found.append(step.train(together([batch] * 2, [n] * 2, 0, rows), rates, True).flatten())
+            found.append(
+                step.train(together([batch, batches[0]], [n, items[0]], 0, rows, packed), rates, True).flatten()
+            )
             found.append(step.score(tests).flatten())
         return torch.cat(found).cpu()
 
@@ -183,6 +185,10 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
     expected = losses(graphs={})
     torch.testing.assert_close(losses(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses(rows=4), expected, rtol=1e-5, atol=1e-5)
+    assert packable(model, trainer.train_dataset["input_ids"])
+    torch.testing.assert_close(losses(packed=True), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses(packed=True, rows=4), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses(packed=True, checkpointing=True), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses(tokens=1), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses(keep=False), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses(graphs={True: refuse}), expected, rtol=1e-5, atol=1e-5)
@@ -191,7 +197,7 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
         losses(graphs={True: exhausted})
     torch.testing.assert_close(losses(checkpointing=True), expected, rtol=1e-5, atol=1e-5)
     member = SimpleNamespace(trainer=trainer, training=training)
-    seconds, fits = measure(model, member)
+    seconds, fits = measure(model, member, True)
     assert len(seconds) == 2 and fits > 1
 
 
