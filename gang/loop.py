@@ -89,6 +89,7 @@ class Shared:
         if reason := unfit(configuration):
             raise train.InputError(f"{reason}; use wandb agent")
         splits = train.read_data(*configuration)  # this also pins the commits that were got from the Hub
+        self.checkpointing: bool | None = None  # as the recipe has it, unless a measurement says otherwise
         self.data, self.revision = first.data, first.base.model_revision
         self.model = train.load_model(first.base, first.training)
         first.equip(twin(self.model), splits)
@@ -165,7 +166,8 @@ class Gang:
     def train(self) -> None:
         with self.timed("set-up"):
             training = self.first.training
-            self.step = Step(self.shared.model, [member.trainer.lora_layers for member in self.members], training)
+            layers = [member.trainer.lora_layers for member in self.members]
+            self.step = Step(self.shared.model, layers, training, checkpointing=self.shared.checkpointing)
             device, rows = self.step.device, training.per_device_train_batch_size
             longest = max(map(len, self.shared.splits[0]["input_ids"]))
             tokens = max(SCORED, len(self.members) * rows * longest) // len(self.members)

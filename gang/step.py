@@ -144,8 +144,10 @@ class Step:
         if self.checkpointing:
             enable = self.model.gradient_checkpointing_enable  # its name until transformers 5.18
             enable = getattr(self.model, "activation_checkpointing_enable", enable)
-            # Reentrant checkpoints need rows with a gradient, which those of a frozen base lack.
-            enable((training.gradient_checkpointing_kwargs or {}) | {"use_reentrant": False})
+            # Reentrant checkpoints need rows with a gradient, which those of a frozen base lack. Without dropout there
+            # is no random state to preserve, and reading a GPU's waits for it.
+            own = {"use_reentrant": False, "preserve_rng_state": False}
+            enable((training.gradient_checkpointing_kwargs or {}) | own)
         self.graphs: dict[bool, GraphedStep] = {}
         self.captures: list[float] = []  # seconds of each
         self.capture()
