@@ -93,7 +93,8 @@ class Shared:
         self.data, self.revision = first.data, first.base.model_revision
         self.model = train.load_model(first.base, first.training)
         first.equip(twin(self.model), splits)
-        self.packed = packable(self.model, first.trainer.train_dataset["input_ids"])
+        rows = first.trainer.train_dataset["input_ids"]
+        self.packed = self.model.device.type == "cpu" and packable(self.model, rows)  # not yet run on a GPU
         trainer = first.trainer
         print(train.what_was_read(first.data, *splits, trainer), flush=True)
         self.described = train.describe_data(trainer, *splits)
