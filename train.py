@@ -324,11 +324,6 @@ class Trainer(SFTTrainer):
         except ValueError as error:  # TRL's and PEFT's own checks: a chat template, the names of layers
             raise InputError(first_line(error)) from error
         training.model_init_kwargs = used  # for the record; TRL would have warned that it does not use them
-        for module in self.model.modules():
-            if isinstance(module, bnb.nn.Linear4bit):
-                # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation and its backward
-                # pass then misreads them: gradient norms halve without an error.
-                module.support_avx512bf16_for_cpu = False
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 dtype = torch.bfloat16 if training.adapter_dtype == "bfloat16" else torch.float32
@@ -439,6 +434,10 @@ def load_model(base: BaseConfig, training: TrainConfig) -> PreTrainedModel:
         if isinstance(module, nn.Dropout) and module.p > 0:
             what = f"dropout {module.p:g} in {name}, which its configuration cannot turn off"
             raise InputError(f"model_name_or_path {base.model_name_or_path!r} has {what}; use another model")
+        if isinstance(module, bnb.nn.Linear4bit):
+            # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation and its backward pass
+            # then misreads them: gradient norms halve without an error.
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -1,4 +1,4 @@
-"""What one training step and one evaluation batch cost, per configuration, on a CPU:
+"""What one training step and one evaluation cost, per configuration, on a CPU:
 
     OMP_NUM_THREADS=1 python -m benchmarks.step
 
@@ -11,54 +11,75 @@ import tempfile
 import time
 from unittest.mock import patch
 
+import torch
+
 import train
-from data import load_split
+from data import load_splits
 from gang import lora
-from gang.step import Gang
+from gang.step import SCORED, Step, rows_to_score, together, twin
 
 BATCHES = 4
 
 
-def alone(trainer, batches: list[dict], items: list, tests: list[dict]) -> tuple[float, float]:
-    """CPU seconds of train.py's step and evaluation batch."""
-    start = time.process_time()
-    for batch, count in zip(batches, items, strict=True):
-        trainer.training_step(trainer.model, batch, count)
-        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
-        trainer.optimizer.step()
-        trainer.model.zero_grad()
-    middle = time.process_time()
-    trainer.model.eval()
-    for batch in tests:
-        trainer.prediction_step(trainer.model, batch, False)
-    return (middle - start) / len(batches), (time.process_time() - middle) / len(tests)
+class Work:
+    """Some training batches and every fourth test example, for train.py's trainer and for a gang."""
+
+    def __init__(self, config: str, folder: str):
+        flags = ["--config", config, "--report_to", "none", "--output_dir", folder]
+        data, self.training, base = train.parse(flags)
+        self.model = train.load_model(base, self.training)
+        self.trainer = trainer = train.Trainer(base, self.training, *load_splits(data), model=twin(self.model))
+        trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = 1
+        iterator = iter(trainer.get_train_dataloader())
+        self.batches = [next(iterator) for _ in range(BATCHES)]
+        self.items = [float((batch["labels"][:, 1:] != -100).sum()) for batch in self.batches]
+        rows = trainer.eval_dataset.select_columns(["input_ids", "labels"])
+        self.examples = list(rows.select(range(0, len(rows), 4)))
+        size = self.training.per_device_eval_batch_size
+        self.tests = [trainer.data_collator(self.examples[i : i + size]) for i in range(0, len(self.examples), size)]
+
+    def alone(self) -> tuple[float, float]:
+        """CPU seconds of train.py's step and evaluation."""
+        trainer, start = self.trainer, time.process_time()
+        for batch, count in zip(self.batches, self.items, strict=True):
+            trainer.training_step(trainer.model, dict(batch), torch.tensor(count))
+            trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), self.training.max_grad_norm)
+            trainer.optimizer.step()
+            trainer.model.zero_grad()
+        middle = time.process_time()
+        trainer.model.eval()
+        for batch in self.tests:
+            trainer.prediction_step(trainer.model, dict(batch), False)
+        return (middle - start) / BATCHES, time.process_time() - middle
+
+    def gang(self, n: int, packed: bool = True, **options) -> tuple[float, float]:
+        """The same of a gang of n, for each of them."""
+        step = Step(self.model, [self.trainer.lora_layers] * n, self.training, **options)
+        tests = rows_to_score(self.examples, self.trainer.data_collator, SCORED // n, step.device)
+        pairs = zip(self.batches, self.items, strict=True)
+        batches = [together([batch] * n, [count] * n, 0, None, packed) for batch, count in pairs]
+        rates = torch.full((n,), 1e-6)
+        step.train(batches[0], rates, True)
+        start = time.process_time()
+        for batch in batches:
+            step.train(batch, rates, True)
+        middle = time.process_time()
+        step.score(tests)
+        return (middle - start) / BATCHES / n, (time.process_time() - middle) / n
 
 
-def together(n: int, trainer, batches: list[dict], items: list, tests: list[dict], **options) -> tuple[float, float]:
-    """The same of a gang of n, for each of them."""
-    gang = Gang([trainer] * n, **options)
-    gang.train(batches[:1] * n, items[:1] * n, [0.0] * n, True)
-    start = time.process_time()
-    for batch, count in zip(batches, items, strict=True):
-        gang.train([batch] * n, [count] * n, [0.0] * n, True)
-    middle = time.process_time()
-    for batch in tests:
-        gang.score(batch)
-    end = time.process_time()
-    gang.wear(trainer.lora_layers)
-    return (middle - start) / len(batches) / n, (end - middle) / len(tests) / n
-
-
-def without_onednn(*arguments) -> tuple[float, float]:
+def without_onednn(work: Work) -> tuple[float, float]:
     with patch.object(lora, "onednn", lambda x: False):
-        return together(4, *arguments)
+        return work.gang(4)
 
 
 WAYS = {
-    "train.py": alone,
-    **{f"gang of {n}": lambda *rest, n=n: together(n, *rest) for n in (1, 2, 4, 8)},
+    "train.py": Work.alone,
+    **{f"gang of {n}": lambda work, n=n: work.gang(n) for n in (1, 2, 4, 8)},
+    "gang of 4, rows padded": lambda work: work.gang(4, packed=False),
     "gang of 4 without oneDNN": without_onednn,
-    "gang of 4, dequantising in each pass": lambda *rest: together(4, *rest, keep=False),
+    "gang of 4, dequantising in each pass": lambda work: work.gang(4, keep=False),
 }
 
 
@@ -67,23 +88,14 @@ def main() -> None:
     parser.add_argument("--config", default="recipes/starter.yaml")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--config", options.config, "--report_to", "none", "--output_dir", folder]
-        data, training, base = train.parse(flags)
-        splits = (data.dataset_train_split, data.dataset_test_split)
-        trainer = train.Trainer(base, training, *(load_split(data, split) for split in splits))
-        trainer.create_optimizer()
-        trainer.current_gradient_accumulation_steps = 1
-        iterator = iter(trainer.get_train_dataloader())
-        batches = [next(iterator) for _ in range(BATCHES)]
-        items = [(batch["labels"][:, 1:] != -100).sum() for batch in batches]
-        tests = list(trainer.get_eval_dataloader())[::4]
-        times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+        work = Work(options.config, folder)
         for _ in range(options.rounds):
             for way, measure in WAYS.items():
-                times[way].append(measure(trainer, batches, items, tests))
+                times[way].append(measure(work))
     best = {way: [min(column) for column in zip(*rounds, strict=True)] for way, rounds in times.items()}
-    print("| per configuration | training step | × | evaluation batch | × |\n|---|---|---|---|---|")
+    print("| per configuration | training step | × | evaluation of a quarter | × |\n|---|---|---|---|---|")
     for way, (step, test) in best.items():
         ratios = [reference / seconds for reference, seconds in zip(best["train.py"], (step, test), strict=True)]
         print(f"| {way} | {1000 * step:.0f} ms | {ratios[0]:.2f} | {1000 * test:.0f} ms | {ratios[1]:.2f} |")

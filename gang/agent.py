@@ -169,7 +169,8 @@ class Agents:
 
     def recruit(self, first: Member, seats: dict) -> list[Member]:
         """Choose how many to train at once, and claim as many configurations more."""
-        self.size = choose(self.sweep.left(), self.loop.shared.model, first)
+        shared = self.loop.shared
+        self.size, shared.checkpointing = choose(self.sweep.left(), shared.model, first, shared.packed)
         more = self.sweep.agents(self.size - 1)
         for agent in more:
             self.sweep.claim(agent)

@@ -18,6 +18,7 @@ from torch import Tensor
 import train
 from gang.fit import unfit
 from gang.member import Member, Plan, plans
+from gang.packing import packable
 from gang.step import SCORED, Step, rows_to_score, twin
 
 FLUSH_SECONDS = 0.5
@@ -88,9 +89,12 @@ class Shared:
         if reason := unfit(configuration):
             raise train.InputError(f"{reason}; use wandb agent")
         splits = train.read_data(*configuration)  # this also pins the commits that were got from the Hub
+        self.checkpointing: bool | None = None  # as the recipe has it, unless a measurement says otherwise
         self.data, self.revision = first.data, first.base.model_revision
         self.model = train.load_model(first.base, first.training)
         first.equip(twin(self.model), splits)
+        rows = first.trainer.train_dataset["input_ids"]
+        self.packed = self.model.device.type == "cpu" and packable(self.model, rows)  # not yet run on a GPU
         trainer = first.trainer
         self.described = train.describe_data(trainer, *splits)
         shared = self.described["rows_in_both_splits"]
@@ -164,7 +168,8 @@ class Gang:
     def train(self) -> None:
         with self.timed("set-up"):
             training = self.first.training
-            self.step = Step(self.shared.model, [member.trainer.lora_layers for member in self.members], training)
+            layers = [member.trainer.lora_layers for member in self.members]
+            self.step = Step(self.shared.model, layers, training, checkpointing=self.shared.checkpointing)
             device, rows = self.step.device, training.per_device_train_batch_size
             longest = max(map(len, self.shared.splits[0]["input_ids"]))
             tokens = max(SCORED, len(self.members) * rows * longest) // len(self.members)
@@ -175,7 +180,7 @@ class Gang:
         flushed = time.monotonic()
         if 0 in evaluations:
             self.evaluate(0)
-        for plan in ahead(plans(self.members, rows if device.type == "cuda" else None)):
+        for plan in ahead(plans(self.members, rows if device.type == "cuda" else None, self.shared.packed)):
             self.part_with_those_that_ended(plan.number)
             if not self.training():
                 return

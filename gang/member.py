@@ -169,7 +169,7 @@ class Plan:
     elements: list[int]
 
 
-def plans(members: list[Member], rows: int | None) -> Iterator[Plan]:
+def plans(members: list[Member], rows: int | None, packed: bool) -> Iterator[Plan]:
     """The steps of a gang in order; with `rows`, for a GPU, in memory that it can copy from by itself."""
     streams = {member.order: member.batches() for member in members}
     tokens = dict.fromkeys(streams, 0)
@@ -183,7 +183,7 @@ def plans(members: list[Member], rows: int | None) -> Iterator[Plan]:
                 member.trainer.record_first_batch(steps[member.order][1][0])
         epochs, micro, items = zip(*(steps[member.order] for member in members), strict=True)
         pairs = zip(zip(*micro, strict=True), zip(*items, strict=True), strict=True)
-        batches = [together(batches, counts, filler, rows) for batches, counts in pairs]
+        batches = [together(batches, counts, filler, rows, packed) for batches, counts in pairs]
         rates = [member.rate(number) for member in members]
         device_rates = torch.tensor(rates)
         if rows:

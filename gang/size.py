@@ -2,9 +2,11 @@
 
 import gc
 import math
+import os
 import re
 import resource
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,9 +14,11 @@ from transformers import PreTrainedModel
 
 from gang.member import Member
 from gang.step import Step, free_memory, together
+from train import InputError
 
 LIMIT = 64  # configurations at once where the sweep has no end
 PROCESS = Path("/proc/self")
+USABLE = 0.85  # of the memory; the rest is for graphs, evaluations and what lies scattered
 STEPS = {"cuda": 3}  # per measurement, of which the fastest counts; on a CPU one takes seconds and says enough
 
 
@@ -23,58 +27,92 @@ def best_size(points: float, seconds: list[float], fits: int) -> int:
 
     Among equals the smallest: it needs the least memory. An endless sweep (infinite points) takes the most per second.
     """
-    b = max(0.0, seconds[1] - seconds[0])
-    a = max(0.0, seconds[0] - b)
     fits = max(1, min(fits, LIMIT, points if math.isfinite(points) else LIMIT))
-
-    def cost(n: int) -> float:
-        return (math.ceil(points / n) if math.isfinite(points) else 1 / n) * (a + b * n)
-
+    costs = {n: makespan(points, seconds, n) for n in range(1, int(fits) + 1)}
     # A hundredth is measurement noise; makespans within it count as equal.
-    least = min(map(cost, range(1, int(fits) + 1)))
-    return next(n for n in range(1, int(fits) + 1) if cost(n) <= 1.01 * least)
+    return next(n for n, cost in costs.items() if cost <= 1.01 * min(costs.values()))
 
 
-def choose(points: float, model: PreTrainedModel, first: Member) -> int:
-    """The size of the gangs for a sweep that has `points` left, by measurement on the first member; prints why."""
+def makespan(points: float, seconds: list[float], size: int) -> float:
+    """⌈points/N⌉ · (a + b·N) for gangs of N = `size`; without an end, the time of a configuration."""
+    b = max(0.0, seconds[1] - seconds[0])
+    step = max(0.0, seconds[0] - b) + b * size
+    return math.ceil(points / size) * step if math.isfinite(points) else step / size
+
+
+@dataclass
+class Cost:
+    """What training takes: seconds of a step of one and of two members, not graphed, and how many fit in memory."""
+
+    seconds: list[float]
+    fits: int
+
+
+def choose(points: float, model: PreTrainedModel, first: Member, packed: bool) -> tuple[int, bool]:
+    """The size of the gangs for a sweep that has `points` left, and whether they recompute activations; prints why.
+
+    Recomputing (gradient checkpointing) changes no number, so it is a matter of memory alone, whatever the recipe says.
+    """
     if points < 2:
-        return 1
-    seconds, fits = measure(model, first)
-    size = best_size(points, seconds, fits)
+        return 1, first.training.gradient_checkpointing
+    cost, checkpointing = measure(model, first, packed, False), False
+    if cost.fits < min(points, LIMIT):
+        other = measure(model, first, packed, True)
+        sizes = [best_size(points, each.seconds, each.fits) if each.fits else 0 for each in (cost, other)]
+        if not sizes[0] or (
+            sizes[1] > 1 and makespan(points, other.seconds, sizes[1]) < makespan(points, cost.seconds, sizes[0])
+        ):
+            cost, checkpointing = other, True
+    if not cost.fits:
+        raise InputError("the GPU's memory is too small for a step; lower per_device_train_batch_size or max_length")
+    size = best_size(points, cost.seconds, cost.fits)
     print(
-        f"gang: a step of one takes {seconds[0]:.3g} s, of two {seconds[1]:.3g} s; memory for {fits}; "
-        f"{size} of {points:g} at once",
+        f"gang: a step of one takes {cost.seconds[0]:.3g} s, of two {cost.seconds[1]:.3g} s; memory for {cost.fits}"
+        f"{', with activations recomputed' if checkpointing else ''}; {size} of {points:g} at once",
         flush=True,
     )
-    return size
+    return size, checkpointing
 
 
-def measure(model: PreTrainedModel, first: Member) -> tuple[list[float], int]:
-    """Seconds of a training step of one and of two members, not graphed, and how many fit in memory.
-
-    Uses the longest batch that the data can give.
-    """
+def measure(model: PreTrainedModel, first: Member, packed: bool, checkpointing: bool) -> Cost:
+    """Steps of one and of two members on the longest batch that the data can give."""
     trainer, rows = first.trainer, first.training.per_device_train_batch_size
     data = trainer.train_dataset.select_columns(["input_ids", "labels"])
-    order = sorted(range(len(data)), key=lambda i: len(data[i]["input_ids"]))
-    batch = trainer.data_collator(list(data.select(order[-rows:])))
+    lengths = list(map(len, data["input_ids"]))
+    longest = sorted(range(len(data)), key=lengths.__getitem__)[-rows:]
+    collated = trainer.data_collator(list(data.select(longest)))
     device, seconds, used = model.device, [], []
     for n in (1, 2):
         reset_peak_memory(device)
-        step = Step(model, [trainer.lora_layers] * n, first.training)
-        step.graphs = {}
-        rows_of_all = together([batch] * n, [1.0] * n, 0, rows if device.type == "cuda" else None)
-        times = []
-        for _ in range(STEPS.get(device.type, 1)):
-            start = time.perf_counter()
-            float(step.train(rows_of_all, torch.zeros(n), update=True).sum())
-            times.append(time.perf_counter() - start)
+        batch = together([collated] * n, [1.0] * n, 0, rows if device.type == "cuda" else None, packed)
+        try:
+            step = Step(model, [trainer.lora_layers] * n, first.training, checkpointing=checkpointing)
+            step.graphs = {}
+            times = []
+            for _ in range(STEPS.get(device.type, 1)):
+                start = time.perf_counter()
+                float(step.train(batch, torch.zeros(n), update=True).sum())
+                times.append(time.perf_counter() - start)
+        except torch.OutOfMemoryError:
+            step = None
+            break
         seconds.append(min(times))
         used.append(peak_memory(device))
         state = 4 * step.stack.values[0].nbytes  # weights, gradients and two moments: each needs that at least
-        del step
+        step = None
     reset_peak_memory(device)
-    return seconds, 1 + int(0.9 * free_memory(device) / max(used[1] - used[0], state))
+    if len(used) < 2:
+        return Cost([*seconds, *(2 * s for s in seconds)], len(used))
+    each = max(used[1] - used[0], state)
+    return Cost(seconds, 1 + max(0, int((USABLE * reachable_memory(device) - used[0]) / each)))
+
+
+def reachable_memory(device: torch.device) -> int:
+    """Bytes that this process has, or could have."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device) + free_memory(device)
+    pages = int((PROCESS / "statm").read_text().split()[1]) if PROCESS.exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") + free_memory(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -4,7 +4,7 @@ import copy
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, masking_utils
 from gang.graph import GraphedStep
 from gang.head import AnswerLoss, Head
 from gang.lora import StackedLoRA
+from gang.packing import Packing, packed
 from gang.stack import Stack
 from train import GENERATION
 
@@ -40,15 +41,24 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 @dataclass
 class Batch:
     """A micro-batch of N members: their rows, and of each answer token where it is predicted in the flattened rows,
-    which one it is, and its share of the loss. A member may have fewer than `most`: fillers, with a share of 0."""
+    which one it is, and its share of the loss. A member may have fewer than `most`: fillers, with a share of 0.
 
-    ids: Tensor  # [N, b, s]
+    Packed, `ids` are a member's tokens one after another, and the rest says where they lie in rows (gang/packing.py).
+    All indices count from the member's own first token or place.
+    """
+
+    ids: Tensor  # [N, b, s], or packed [N, T]
     where: Tensor  # [N, most]
     targets: Tensor  # [N, most]
     share: Tensor  # [N, most]
+    positions: Tensor | None = None  # [N, T]
+    token: Tensor | None = None  # [N, b, s]
+    padding: Tensor | None = None  # [N, b, s]
+    place: Tensor | None = None  # [N, T]
+    filler: Tensor | None = None  # [N, T]
 
     def tensors(self) -> list[Tensor]:
-        return [getattr(self, field.name) for field in fields(self)]
+        return [value for field in fields(self) if (value := getattr(self, field.name)) is not None]
 
     def of(self, members: list[int]) -> "Batch":
         return Batch(*(value[members] for value in self.tensors()))
@@ -58,27 +68,47 @@ class Batch:
         return Batch(*(value.pin_memory() for value in self.tensors()))
 
 
-def together(batches: list[dict[str, Tensor]], items: list[float], filler: int, rows: int | None = None) -> Batch:
+def together(
+    batches: list[dict[str, Tensor]], items: list[float], filler: int, rows: int | None = None, packed: bool = False
+) -> Batch:
     """The members' collated batches as one, on the CPU; `items` are what each one's NLL is divided by.
 
     On a GPU there are `rows` rows and only a few lengths, so that few CUDA graphs are needed.
     """
+    n = len(batches)
     b, s = (max(batch["input_ids"].shape[axis] for batch in batches) for axis in (0, 1))
     answers = [(batch["labels"][:, 1:] != -100).nonzero() for batch in batches]
-    most = max(1, *map(len, answers))
+    lengths = [batch["attention_mask"].sum(1) for batch in batches] if packed else []
+    most, longest = max(1, *map(len, answers)), max((int(length.sum()) for length in lengths), default=0)
     if rows:
-        b, s, most = rows, rounded(s), rounded(most)
-    ids = torch.full((len(batches), b, s), filler)
-    where, targets, share = (
-        torch.zeros(len(batches), most, dtype=kind) for kind in (torch.long, torch.long, torch.float)
-    )
-    for n, (batch, (row, column)) in enumerate(zip(batches, (found.T for found in answers), strict=True)):
+        b, s, most, longest = rows, rounded(s), rounded(most), rounded(longest) if packed else 0
+    where, targets, share = (torch.zeros(n, most, dtype=kind) for kind in (torch.long, torch.long, torch.float))
+    ids = torch.full((n, longest) if packed else (n, b, s), filler)
+    result = Batch(ids, where, targets, share)
+    if packed:
+        result.positions, result.place = (torch.zeros(n, longest, dtype=torch.long) for _ in range(2))
+        result.filler = torch.ones(n, longest, dtype=torch.bool)
+        result.token, result.padding = torch.zeros(n, b, s, dtype=torch.long), torch.ones(n, b, s, dtype=torch.bool)
+    for i, (batch, (row, column)) in enumerate(zip(batches, (found.T for found in answers), strict=True)):
         height, width = batch["input_ids"].shape
-        ids[n, :height, :width] = batch["input_ids"]
-        where[n, : len(row)] = row * s + column
-        targets[n, : len(row)] = batch["labels"][row, column + 1]
-        share[n, : len(row)] = 1 / items[n]
-    return Batch(ids, where, targets, share)
+        if packed:
+            first = lengths[i].cumsum(0) - lengths[i]  # the first token of each row
+            real = batch["attention_mask"].bool()
+            down, along = real.nonzero().T
+            count = len(down)
+            ids[i, :count] = batch["input_ids"][real]
+            result.positions[i, :count], result.place[i, :count] = along, down * s + along
+            result.filler[i, :count] = False
+            result.token[i, :height] = first[:, None]
+            result.token[i, down, along] = torch.arange(count)
+            result.padding[i, down, along] = False
+            where[i, : len(row)] = first[row] + column
+        else:
+            ids[i, :height, :width] = batch["input_ids"]
+            where[i, : len(row)] = row * s + column
+        targets[i, : len(row)] = batch["labels"][row, column + 1]
+        share[i, : len(row)] = 1 / items[i]
+    return result
 
 
 def rounded(length: int) -> int:
@@ -114,8 +144,10 @@ class Step:
         if self.checkpointing:
             enable = self.model.gradient_checkpointing_enable  # its name until transformers 5.18
             enable = getattr(self.model, "activation_checkpointing_enable", enable)
-            # Reentrant checkpoints need rows with a gradient, which those of a frozen base lack.
-            enable((training.gradient_checkpointing_kwargs or {}) | {"use_reentrant": False})
+            # Reentrant checkpoints need rows with a gradient, which those of a frozen base lack. Without dropout there
+            # is no random state to preserve, and reading a GPU's waits for it.
+            own = {"use_reentrant": False, "preserve_rng_state": False}
+            enable((training.gradient_checkpointing_kwargs or {}) | own)
         self.graphs: dict[bool, GraphedStep] = {}
         self.captures: list[float] = []  # seconds of each
         self.capture()
@@ -144,7 +176,7 @@ class Step:
         self.untrained &= not (update and bool(rates.any()))  # a warm-up's first rate is 0
         if not self.model.training:
             self.model.train()
-        inputs = [*batch.tensors(), rates]
+        inputs = [rates, *batch.tensors()]
         if self.graphs:
             try:
                 return self.graphs[update](*inputs)
@@ -155,22 +187,36 @@ class Step:
                 self.graphs = {}
         return self.step(update, *(value.to(self.device, non_blocking=True) for value in inputs))
 
-    def step(self, update: bool, ids: Tensor, where: Tensor, targets: Tensor, share: Tensor, rates: Tensor) -> Tensor:
-        _, b, s = ids.shape
-        valid = share != 0
-        hidden = self.hidden(ids.flatten(0, 1)).flatten(0, 1).index_select(0, rows_of(where, b * s).flatten())
-        loss, scores = AnswerLoss.apply(hidden, self.head, targets.flatten(), share.flatten())
-        loss.backward()
-        scores = torch.where(valid[..., None], scores.unflatten(0, where.shape), 0.0)
+    def step(self, update: bool, rates: Tensor, *inputs: Tensor) -> Tensor:
+        batch = Batch(*inputs)
+        share, valid = batch.share, batch.share != 0
+        with self.laid_out(batch):
+            hidden = self.hidden(batch).flatten(0, 1)
+            hidden = hidden.index_select(0, rows_of(batch.where, batch.ids[0].numel()).flatten())
+            loss, scores = AnswerLoss.apply(hidden, self.head, batch.targets.flatten(), share.flatten())
+            loss.backward()
+        scores = torch.where(valid[..., None], scores.unflatten(0, share.shape), 0.0)
         means = scores[..., 1:].sum(1) / valid.sum(1).clamp(min=1)[:, None]
         losses = (scores[..., 0] * share).sum(1)
         norms = self.stack.update(rates) if update else torch.zeros_like(rates)
         return torch.cat([losses[:, None], means, norms[:, None]], 1)
 
-    def hidden(self, ids: Tensor) -> Tensor:
+    def laid_out(self, batch: Batch) -> AbstractContextManager:
+        """Within, the model takes the batch's tokens as they lie, padded or packed."""
+        if batch.token is None:
+            return nullcontext()
+        n, b, s = batch.token.shape
+        token, place = rows_of(batch.token.flatten(1), batch.ids.shape[1]), rows_of(batch.place, b * s)
+        parts = (part.flatten() for part in (token, batch.padding, place, batch.filler))
+        return packed(self.model, Packing(n * b, *parts))
+
+    def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [rows, length, d]. Padding is on the right, where a causal model never looks: no mask."""
+        rows = {"input_ids": batch.ids.flatten(0, 1)}
+        if batch.positions is not None:
+            rows = {"input_ids": batch.ids.view(1, -1), "position_ids": batch.positions.view(1, -1)}
         with self.autocast():
-            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            return self.model.base_model(**rows, use_cache=False).last_hidden_state
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -197,8 +243,9 @@ class Step:
 
     def score_rows(self, n: int, rows: "ScoredRows") -> Tensor:
         e, s = rows.ids.shape
-        where = rows_of(rows.where.expand(n, -1), e * s).flatten()
-        hidden = self.hidden(rows.ids.expand(n, -1, -1).flatten(0, 1)).flatten(0, 1).index_select(0, where)
+        with self.autocast():
+            hidden = self.model.base_model(input_ids=rows.ids.repeat(n, 1), use_cache=False).last_hidden_state
+        hidden = hidden.flatten(0, 1).index_select(0, rows_of(rows.where.expand(n, -1), e * s).flatten())
         targets = rows.targets.repeat(n)
         _, scores = AnswerLoss.apply(hidden, self.head, targets, torch.ones_like(targets, dtype=torch.float))
         scores = scores[:, [0, 2]].contiguous()

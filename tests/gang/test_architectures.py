@@ -17,6 +17,7 @@ from transformers.models.auto import modeling_auto
 import train
 from data import load_split
 from gang.fit import unfit
+from gang.packing import packable
 from gang.step import Step, rows_to_score, together
 
 ROOT = Path(__file__).parent.parent.parent
@@ -147,11 +148,13 @@ def both(configuration: tuple) -> tuple[list, list]:
     nlls = trainer.example_losses["nll"][-1]
     for parameter, value in zip(weights, before, strict=True):
         parameter.data = value
-    step, mine = Step(train.load_model(base, training), [trainer.lora_layers] * 2, training), []
+    model, mine = train.load_model(base, training), []
+    packed = packable(model, trainer.train_dataset["input_ids"])
+    step = Step(model, [trainer.lora_layers] * 2, training)
     for pair in zip(trainer.batches, reversed(trainer.batches), strict=True):
         items = [float((batch["labels"][:, 1:] != -100).sum()) for batch in pair]
         rates = torch.tensor([training.learning_rate, 5e-3])
-        loss, entropy, right, norm = step.train(together(pair, items, 0, rows=2), rates, True)[0].tolist()
+        loss, entropy, right, norm = step.train(together(pair, items, 0, 2, packed), rates, True)[0].tolist()
         mine.append([loss, norm, entropy, right])
     examples = list(trainer.eval_dataset.select_columns(["input_ids", "labels"]))
     scores = step.score(rows_to_score(examples, trainer.data_collator, 64, step.device))

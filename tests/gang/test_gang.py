@@ -21,10 +21,12 @@ from safetensors.torch import load_file
 
 import train
 from data import load_split
+from gang import size
 from gang.agent import Sweep, difference
 from gang.loop import Gang, Loop
 from gang.member import Member
-from gang.size import best_size, measure
+from gang.packing import packable
+from gang.size import Cost, best_size, choose, measure
 from gang.step import Step, rows_to_score, together, twin
 
 ROOT = Path(__file__).parent.parent.parent
@@ -157,19 +159,20 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
     splits = [load_split(data, split) for split in (data.dataset_train_split, "test[:8]")]
     trainer = train.Trainer(base, training, *splits, model=twin(model))
     iterator = iter(trainer.get_train_dataloader())
-    batches = [next(iterator) for _ in range(3)]
+    batches = [{key: value.cpu() for key, value in next(iterator).items()} for _ in range(3)]
     items = [float((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
     rates = torch.tensor([1e-3, 5e-3])
 
-    def losses(graphs=None, rows=None, tokens=1024, **options):
+    def losses(graphs=None, rows=None, tokens=1024, packed=False, **options):
         """Of three steps, an evaluation after each; on a GPU the steps are graphs unless `graphs` says otherwise."""
         step = Step(model, [trainer.lora_layers] * 2, training, **options)
         step.graphs = step.graphs if graphs is None else graphs
         tests = rows_to_score(examples, trainer.data_collator, tokens, step.device)
         found = [step.score(tests).flatten()]
         for batch, n in zip(batches, items, strict=True):
-            batch = {key: value.cpu() for key, value in batch.items()}
-            found.append(step.train(together([batch] * 2, [n] * 2, 0, rows), rates, True).flatten())
+            found.append(
+                step.train(together([batch, batches[0]], [n, items[0]], 0, rows, packed), rates, True).flatten()
+            )
             found.append(step.score(tests).flatten())
         return torch.cat(found).cpu()
 
@@ -183,6 +186,10 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
     expected = losses(graphs={})
     torch.testing.assert_close(losses(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses(rows=4), expected, rtol=1e-5, atol=1e-5)
+    assert packable(model, trainer.train_dataset["input_ids"])
+    torch.testing.assert_close(losses(packed=True), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses(packed=True, rows=4), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses(packed=True, checkpointing=True), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses(tokens=1), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses(keep=False), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses(graphs={True: refuse}), expected, rtol=1e-5, atol=1e-5)
@@ -191,8 +198,8 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
         losses(graphs={True: exhausted})
     torch.testing.assert_close(losses(checkpointing=True), expected, rtol=1e-5, atol=1e-5)
     member = SimpleNamespace(trainer=trainer, training=training)
-    seconds, fits = measure(model, member)
-    assert len(seconds) == 2 and fits > 1
+    cost = measure(model, member, True, False)
+    assert len(cost.seconds) == 2 and cost.fits > 1
 
 
 def test_what_a_graph_has_captured_stays_where_it_is(tmp_path):
@@ -279,6 +286,22 @@ def test_the_size_with_the_least_makespan():
     assert best_size(4, [1.0, 2.0], fits=8) == 1  # nothing shared: no reason for a gang
     assert best_size(5, [1.0, 1.1], fits=2) == 2
     assert best_size(math.inf, [1.0, 1.1], fits=6) == 6
+
+
+def test_activations_are_recomputed_only_where_memory_asks_for_it(monkeypatch, capsys):
+    member = SimpleNamespace(training=SimpleNamespace(gradient_checkpointing=True))
+
+    def costs(plain: Cost, recomputing: Cost) -> tuple[int, bool]:
+        monkeypatch.setattr(size, "measure", lambda *arguments: recomputing if arguments[-1] else plain)
+        return choose(4, None, member, True)
+
+    assert costs(Cost([1.0, 1.1], 8), Cost([1.4, 1.5], 64)) == (4, False)
+    assert costs(Cost([1.0, 1.1], 1), Cost([1.4, 1.5], 64)) == (4, True)  # four steps of 1.0, or one of 1.7
+    assert costs(Cost([1.0, 1.9], 2), Cost([1.5, 2.9], 4)) == (2, False)  # two steps of 1.9, or one of 5.7
+    assert costs(Cost([], 0), Cost([1.0, 1.1], 2)) == (2, True)
+    assert "memory for 2, with activations recomputed; 2 of 4 at once" in capsys.readouterr().out
+    with pytest.raises(train.InputError, match="memory is too small"):
+        costs(Cost([], 0), Cost([], 0))
 
 
 SWEEP = {
