@@ -41,7 +41,7 @@ END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
 LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
 WANDB = [sys.executable, "-m", "wandb"]
 TIED = ["setpriv", "--pdeathsig", "TERM"]  # before a command: it ends when this process is killed
-ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*|.*?train\.py: .+|gang: .*failed.*)$", re.MULTILINE)
+ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*|.*?train\.py: .+)$", re.MULTILINE)
 
 
 def read_yaml(path: Path, flag: str) -> dict:
@@ -341,7 +341,8 @@ class Experiment:
                     server.revive()
             raise InputError(f"the server does not answer; for the report: {self.again()}")
         except (KeyboardInterrupt, SystemExit):
-            print(f"stopped; what the runs logged is kept. To go on: {self.again()}", file=sys.stderr)
+            # W&B calls an interrupted run failed, as it does one whose program was at fault.
+            print(f"stopped; what the runs logged is kept. To go on: {self.again('--retry-failed')}", file=sys.stderr)
             raise
 
     def agent(self, total: int | None, count: int) -> list[str]:

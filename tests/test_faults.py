@@ -129,9 +129,7 @@ def test_an_interrupted_experiment_says_how_to_go_on(checkout, toy_sweep, experi
     assert not processes_in(checkout)
     printed = (checkout / "printed").read_text()
     assert "stopping; the runs send their last rows (Ctrl-C again gives these up)" in printed
-    assert re.search(
-        r"To go on: python experiment.py --resume local/learning-rate-exploration/\w+ --one-by-one$", printed
-    )
+    assert re.search(r"To go on: python experiment.py --resume local/[\w/-]+ --retry-failed --one-by-one$", printed)
     assert "Traceback" not in printed
 
 
