@@ -3,9 +3,9 @@ python -m local_wandb export ENTITY/PROJECT [--data DIR] [--output FOLDER]
 
 import takes a project of W&B's cloud, or of any server that WANDB_BASE_URL and WANDB_API_KEY name, over into a data
 directory: sweeps, runs with every row, console and file, artifacts with their lineage. What is there already stays.
-export writes a project as offline runs; `sh FOLDER/sync.sh` sends them, one `wandb sync` after the other, to the cloud or
-another server. Each sweep's configuration lies beside them. What an offline run cannot say is not in it: system metrics,
-which artifacts a run used, links, and whether a failed run had crashed or been killed.
+export writes a project as offline runs; `sh FOLDER/sync.sh` sends them, one `wandb sync` after the other, to the cloud
+or another server. Each sweep's configuration lies beside them. What an offline run cannot say is not in it: system
+metrics, which artifacts a run used, links, and whether a failed run had crashed or been killed.
 """
 
 import argparse

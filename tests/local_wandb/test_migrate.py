@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import ROOT, start
 
+from local_wandb import migrate
+
 PROJECT = "travelling"
 READ = """
 import json, sys, wandb
@@ -97,11 +99,17 @@ def test_export_and_sync_bring_a_project_to_another_server(source, tmp_path):
 
 
 def test_what_cannot_be_moved_is_one_line(tmp_path, source):
+    done = move("import", "local/nothing", "--data", str(tmp_path / "new"), env=source.env)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"there is no project local/nothing at {source.url}" in done.stderr
     for arguments, message in (
         (["export", "local/nothing", "--data", str(source.data)], "there is no project local/nothing"),
+        (
+            ["export", f"local/{PROJECT}", "--data", str(source.data), "--output", str(tmp_path)],
+            "exists; export writes",
+        ),
         (["export", "local/x", "--data", str(tmp_path / "none")], "holds no database"),
         (["export", "x"], "is not ENTITY/PROJECT"),
-        (["import", "local/nothing", "--data", str(tmp_path / "new")], "there is no project local/nothing"),
     ):
-        done = move(*arguments, env=source.env)
-        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+        with pytest.raises(ValueError, match=message):
+            migrate.main(arguments)
