@@ -1,4 +1,5 @@
 """python -m local_wandb [--port PORT] [--data DIR] [--host HOST]
+python -m local_wandb import ENTITY/PROJECT | export ENTITY/PROJECT   (see migrate.py)
 
 Serves W&B's protocol from one directory and prints the two variables to export. The key is WANDB_API_KEY where that is
 set, else one that is made once and kept in the directory. Ctrl-C ends it.
@@ -6,7 +7,6 @@ set, else one that is made once and kept in the directory. Ctrl-C ends it.
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -19,14 +19,20 @@ import uvicorn
 
 from local_wandb.app import application, page_address
 from local_wandb.limits import Handler, Protocol
-from local_wandb.store import Store
+from local_wandb.store import Store, locked
 
 LOOPBACK = "127.0.0.1"
 
 
 def main() -> None:
     """Starts the server, or ends with one line and status 2."""
-    parser = argparse.ArgumentParser(prog="python -m local_wandb", description="A W&B-protocol server for one machine.")
+    if sys.argv[1:2] in (["import"], ["export"]):
+        _move(sys.argv[1:])
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m local_wandb",
+        description="A W&B-protocol server for one machine. `import` and `export` move a project: see import --help.",
+    )
     parser.add_argument(
         "--data", type=Path, default=Path("outputs/local_wandb"), help="directory (default: %(default)s)"
     )
@@ -36,6 +42,16 @@ def main() -> None:
     try:
         serve(options.data, options.port, options.host)
     except (ValueError, OSError) as error:
+        print(f"local_wandb: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _move(arguments: list[str]) -> None:
+    from local_wandb import migrate  # W&B's client takes a second to import; the server does not need it
+
+    try:
+        migrate.main(arguments)
+    except (ValueError, OSError, migrate.wandb.Error) as error:
         print(f"local_wandb: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -51,7 +67,7 @@ def serve(data: Path, port: int | None, host: str | None) -> None:
     if port is not None and not 0 <= port < 2**16:
         raise ValueError(f"--port {port} is not a port: 0 to 65535")
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(data):
+    with locked(data):
         key = environment_key or _kept_key(data)
         if not re.fullmatch(r"[\w-]{40,}", key):
             raise ValueError("WANDB_API_KEY must be 40 or more letters, digits, _ or -")
@@ -69,20 +85,6 @@ def serve(data: Path, port: int | None, host: str | None) -> None:
         config = uvicorn.Config(app, log_config=None, http=Protocol, ws="none", timeout_keep_alive=90)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
-
-
-@contextlib.contextmanager
-def _locked(data: Path):
-    with open(data / "lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ValueError(f"{data} is already served by process {lock.read()}") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 def _kept_key(data: Path) -> str:

@@ -1,7 +1,9 @@
 """Everything the server remembers: one SQLite database and a folder of blobs. The only module that speaks SQL."""
 
+import fcntl
 import hashlib
 import json
+import os
 import secrets
 import sqlite3
 import threading
@@ -94,6 +96,21 @@ OWNED_FILES = {  # table -> the files that go with a row of it
     "runs": "run = ?",
     "collections": "artifact IN (SELECT id FROM artifacts WHERE collection = ?)",
 }
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """The directory for this process alone. Raises ValueError where another has it."""
+    with open(directory / "lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(f"{directory} is already served by process {lock.read()}") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 class Store:
