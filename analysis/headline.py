@@ -176,8 +176,9 @@ def basis(r: dict) -> str:
     if r["basin"] is None or r["side_by_side"]:
         return ""
     examples = eval_set(r)
+    seeds = "one seed" if r["seeds"] == 1 else f"mean of {r['seeds']} seeds"
     return (
-        f"Eval loss in nats per answer token, mean of {plural(r['seeds'], 'seed')}"
+        f"Eval loss in nats per answer token, {seeds}"
         f"{f' over {examples}' if examples else ''}; untrained {decimals(r['base_loss'], '.2f')}. "
         f"A difference below {decimals(r['basin']['width'])} does not matter here."
     )

@@ -316,14 +316,6 @@ def insights(r: dict) -> list[str]:
             f"{rate_label(low['learning_rate'])} to {decimals(high['gap']['mean'], '+.2f')} at "
             f"{rate_label(high['learning_rate'])}: the more, the more was learned of the training examples alone."
         )
-    fast = [
-        f"{rate_label(x['learning_rate'])} in {plural(x['flags']['fast start'], 'seed')}"
-        for x in r["rates"]
-        if "fast start" in x["flags"]
-    ]
-    if fast:
-        first, last = (100 * share for share in behaviour.FAST_START)
-        found.append(f"Fastest start, the lowest train loss over steps {first:g}–{last:g} %: {', '.join(fast)}.")
     found += [control(r, c) for c in ([] if r["side_by_side"] else r["controls"])]
     return found or ["None: too few runs have reached an end."]
 

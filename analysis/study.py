@@ -5,7 +5,7 @@ or what cannot be compared) are studies of their own in `beside`, and never ente
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -201,7 +201,8 @@ def find_faults(runs: Iterable[Run]) -> list[Fault]:
 def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
     """Choose the runs that are compared, judge each run, compare the rates."""
     runs = group.runs
-    used, excluded = choose(runs)
+    first = grid_first(runs)
+    used, excluded = choose(first)
     counted = [run for found in used.values() for run in found]
     bases = [run.base_loss for run in counted if run.base_loss is not None]
     base_loss = float(np.mean(bases)) if bases else None
@@ -246,7 +247,7 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
         used=used,
         excluded=excluded,
         faults=[fault for fault in faults if any(run.id in evidence for run in fault.runs)],
-        repeats=find_repeats(runs),
+        repeats=find_repeats(first),
         base_loss=base_loss,
         evidence=evidence,
         verdicts=verdicts,
@@ -260,6 +261,12 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
         mechanism=mechanism(rows, rank, alpha),
         advice=None if comparison is None else advise(comparison, feasible[best], base_loss),
     )
+
+
+def grid_first(runs: list[Run]) -> list[Run]:
+    """The runs, the largest sweep's first: a control that repeats a point of the grid does not stand for it."""
+    size = Counter(run.sweep for run in runs)
+    return sorted(runs, key=lambda run: -size[run.sweep])  # stable: else by rate, seed and age
 
 
 def choose(runs: list[Run]) -> tuple[dict[float, list[Run]], dict[str, str]]:
@@ -282,7 +289,8 @@ def choose(runs: list[Run]) -> tuple[dict[float, list[Run]], dict[str, str]]:
         else:
             slot[run.seed] = run
             excluded[before.id] = f"repeated by run {run.id}"
-    return {rate: list(slot.values()) for rate, slot in sorted(slots.items())}, excluded
+    used = {rate: sorted(slot.values(), key=lambda run: (run.seed is None, run.seed)) for rate, slot in slots.items()}
+    return dict(sorted(used.items())), excluded
 
 
 def find_repeats(runs: list[Run]) -> list[Repeat]:

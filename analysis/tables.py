@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from analysis.files import number
 from analysis.words import decimals, html, labels, percent, rate_label, settings, shortened, small, steps
 
-NONE = "—"
+NONE, BEST = "—", "best"
+EMPTY = (NONE, BEST, "")  # cells that alone make no column
 Columns = tuple[tuple[str, Callable[[dict, dict], str]], ...]
 
 
@@ -37,7 +38,7 @@ def table(columns: Columns, rows: Iterable[dict], r: dict) -> Table | None:
     """The table of these rows; None without any."""
     rows = list(rows)
     cells = [[fill(row, r) for _, fill in columns] for row in rows]
-    kept = [i for i in range(len(columns)) if any(row[i] not in (NONE, "") for row in cells)]
+    kept = [i for i in range(len(columns)) if any(row[i] not in EMPTY for row in cells)]
     return Table([columns[i][0] for i in kept], [[row[i] for i in kept] for row in cells]) if rows else None
 
 
@@ -70,7 +71,7 @@ def with_interval(mean: object, pair: list | None, form: str) -> str:
 def cost(moment: str) -> Callable[[dict, dict], str]:
     def cell(x: dict, r: dict) -> str:
         if x["learning_rate"] == r["best_rate"]:
-            return "best"
+            return BEST
         found = x["difference"][moment]
         return NONE if found is None else with_interval(found["mean"], found["interval"], "+.3f")
 

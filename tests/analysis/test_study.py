@@ -286,6 +286,13 @@ def test_runs_again_at_one_point_are_the_noise_floor_and_change_nothing(tmp_path
     assert "ended 0.002 nats apart" in words and "train.py alone ended at most 0.004 nats apart" in words
 
 
+def test_a_control_that_repeats_a_point_earlier_does_not_stand_for_it():
+    alone = records({2e-4: "good"}, sweep="sw0", shift=0.1)
+    alone[0] |= {"id": "alone", "created_at": "2025-01-01"}
+    found = study(alone + records({2e-4: "good", 1e-3: "suboptimal"}, 2, gang="a", gang_size=4))
+    assert "alone" in found.excluded and found.repeats[0].runs == ("good-0.0002-0", "alone")
+
+
 def test_two_members_of_a_gang_that_go_non_finite_together_fail_loudly():
     found = records({1e-4: "good", 2e-4: "good", 1e-3: "fault"}, 2, gang_size=6)
     cut = min(
