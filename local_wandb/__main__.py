@@ -26,7 +26,8 @@ LOOPBACK = "127.0.0.1"
 
 def main() -> None:
     """Starts the server, or ends with one line and status 2."""
-    parser = argparse.ArgumentParser(prog="python -m local_wandb", description="A W&B-protocol server for one machine.")
+    name = Path(sys.argv[0]).name.replace("__main__.py", "python -m local_wandb")  # or that of the script, local-wandb
+    parser = argparse.ArgumentParser(prog=name, description="A W&B-protocol server for one machine.")
     parser.add_argument(
         "--data", type=Path, default=Path("outputs/local_wandb"), help="directory (default: %(default)s)"
     )
