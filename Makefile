@@ -15,7 +15,7 @@ test: .venv/installed-tests starter/data/test.jsonl
 flagship: .venv/installed
 	PATH=$(CURDIR)/$(BIN):$$PATH recipes/flagship.sh
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt local_wandb/requirements.txt
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
 	touch $@

@@ -29,8 +29,9 @@ def main() -> None:
     if sys.argv[1:2] in (["import"], ["export"]):
         _move(sys.argv[1:])
         return
+    name = Path(sys.argv[0]).name.replace("__main__.py", "python -m local_wandb")  # or that of the script, local-wandb
     parser = argparse.ArgumentParser(
-        prog="python -m local_wandb",
+        prog=name,
         description="A W&B-protocol server for one machine. `import` and `export` move a project: see import --help.",
     )
     parser.add_argument(
