@@ -60,6 +60,8 @@ class Loop:
                 left = [member for member in opening if member not in closing]
                 closed = time.monotonic()
                 wait([*closing.values(), *(pool.submit(member.close) for member in left)])
+                if gang:
+                    gang.writer.shutdown()
                 if gang and gang.step:
                     print(f"gang: {gang.account(time.monotonic() - closed)}", flush=True)
 
@@ -141,8 +143,8 @@ class Gang:
         self.issued: list[tuple[Plan, list[Tensor]]] = []
         self.seconds = dict.fromkeys(("set-up", "issuing", "writing", "steps", "evaluations", "answers"), 0.0)
         self.evaluated = 0
-        self.submit(self.opened)
         self.step: Step | None = None
+        self.submit(self.opened)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -248,6 +250,8 @@ class Gang:
         seconds = result.seconds_since(before)
         self.seconds["evaluations"] += seconds
         self.evaluated += 1
+        means = " ".join(f"{mean:.3f}" for mean in scores[:, :, 0].sum(1) / self.shared.tokens.sum())
+        print(f"gang: step {number} of {self.last_step}: eval/loss {means}", flush=True)
         sizes = train.update_sizes(torch.from_numpy(grams), sum(self.first.trainer.weight_squares.values()))
         for place, index in enumerate(rows):
             member = self.members[index]
