@@ -340,7 +340,7 @@ def spiked(e: Evidence) -> Verdict | None:
     if len(series) <= SPIKE_HISTORY:
         return None
     low, high = SPIKE_WINDOW
-    z, centre = robust_z(series.value, min(high, max(low, (e.run.planned_steps or 0) // 4)), SPIKE_HISTORY)
+    z, centre = robust_z(series.value, min(high, max(low, (e.run.planned_steps or 0) // 4)), SPIKE_HISTORY, SPIKE_RATIO)
     hot = (z >= SPIKE_Z) & (series.value >= SPIKE_RATIO * np.nan_to_num(centre, nan=np.inf))
     streak = np.convolve(hot, np.ones(SPIKE_STEPS, int))[: len(hot)] == SPIKE_STEPS
     if not streak.any():

@@ -43,10 +43,11 @@ def ema(values: np.ndarray, planned_steps: int) -> np.ndarray:
     return out
 
 
-def robust_z(values: np.ndarray, window: int, history: int) -> tuple[np.ndarray, np.ndarray]:
+def robust_z(values: np.ndarray, window: int, history: int, least: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """z (n,) of each value against the median and MAD of the `window` values before it, and that median (n,).
 
-    The scale is max(1.4826·MAD, 1 % of the median); z is 0 until `history` values exist.
+    The scale is max(1.4826·MAD, 1 % of the median); z is 0 until `history` values exist, and for values below `least`
+    times the median, whose MAD need not be known.
     """
     n, centre, spread = len(values), np.full(len(values), np.nan), np.full(len(values), np.nan)
     for t in range(history, min(window, n)):
@@ -55,7 +56,8 @@ def robust_z(values: np.ndarray, window: int, history: int) -> tuple[np.ndarray,
     if n > window:
         before = np.lib.stride_tricks.sliding_window_view(values[:-1], window)
         centre[window:] = np.median(before, axis=1)
-        spread[window:] = np.median(np.abs(before - centre[window:, None]), axis=1)
+        high = np.flatnonzero(values[window:] >= least * centre[window:])
+        spread[window + high] = np.median(np.abs(before[high] - centre[window + high, None]), axis=1)
     with np.errstate(all="ignore"):  # a curve at exactly 0 has no scale, and no spikes
         z = (values - centre) / np.maximum(1.4826 * spread, 0.01 * np.abs(centre))
     return np.nan_to_num(z, nan=0.0, posinf=0.0), centre

@@ -360,7 +360,8 @@ def repeats(r: dict) -> str:
         )
     if alone:
         worst = max(abs(x["difference"]) for x in alone)
-        words.append(f"A gang and train.py alone ended at most {decimals(worst, '.2g')} nats apart at the same point.")
+        apart = f"at most {decimals(worst, '.2g')} nats apart" if worst else "at the same loss, to the last digit,"
+        words.append(f"A gang and train.py alone ended {apart} at the same point.")
     return " ".join(words)
 
 
