@@ -105,15 +105,15 @@ def _groups(runs: list[dict], by: str, columns: list[str]) -> list[dict]:
 
 
 def _curves(store: Store, project: dict, chart: dict) -> list[dict]:
-    curves = []
+    curves, x = [], chart.get("x") or "_step"
     for name in [str(name) for name in chart.get("runs") or []][:CURVES]:
         run = store.get("runs", project=project["id"], name=name)
         if run is None:
             continue
         points = [
-            [row[chart["x"]], row[chart["metric"]]]
+            [row[x], row[chart["metric"]]]
             for row in map(json.loads, store.history(run["id"]))
-            if chart["metric"] in row and chart["x"] in row
+            if chart["metric"] in row and x in row
         ]
         points = [p for p in points if all(type(v) in (int, float) and math.isfinite(v) for v in p)]
         stride = math.ceil(len(points) / POINTS) or 1

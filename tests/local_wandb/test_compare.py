@@ -9,6 +9,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from test_page import HOSTILE, browser, cells, wait  # noqa: F401
+from test_sweeps import Agent
+from test_sweeps import start as log_run
 
 numpy = pytest.importorskip("numpy")
 ROWS = "return document.querySelectorAll('#runs tbody tr').length"
@@ -116,3 +118,22 @@ def test_media_and_artifacts_have_a_page(page, project, api):
 def test_the_addresses_that_the_client_prints(server, project, tab):
     assert httpx.get(f"{server.url}/local", auth=("api", server.key)).status_code == 200
     assert httpx.get(project + tab, auth=("api", server.key)).status_code == 200
+
+
+def test_a_sweep_of_several_parameters_shows_which_matters(browser, server, api):  # noqa: F811
+    grid = {"method": "grid", "metric": {"name": "loss"}, "parameters": {
+        "lr": {"values": [0.001, 0.1]}, "opt": {"values": ["adam", "sgd"]}
+    }}  # fmt: skip
+    sid = wandb.sweep(grid, project="agents", entity="local")
+    agent = Agent(api, sid)
+    for _ in range(4):
+        (command,) = agent.beat()
+        point = command["args"]
+        with log_run(command["run_id"], sid) as run:
+            run.log({"loss": point["lr"]["value"]})
+    browser.get(f"{server.url}/local/agents/sweeps/{sid}")
+    wait(browser, "return document.querySelectorAll('#importance tbody tr').length === 2")
+    rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#importance tbody tr")]
+    assert rows == ["lr 1 1 4", "opt 0 4"]  # all of the variance lies between the rates, none between the optimizers
+    assert browser.execute_script("return document.getElementById('parallel').data.length") == 4
+    assert browser.execute_script("return document.getElementById('chart-loss').data.length") == 4
