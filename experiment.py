@@ -279,7 +279,11 @@ def causes(output: Path, processes: list[subprocess.Popen]) -> list[str]:
         path = output / f"agent-{index}.log"
         log = path.read_text(errors="replace")
         found = ERROR.findall(log)
-        if process.returncode or found:
+        if process.returncode < 0:
+            killed = signal.Signals(-process.returncode).name
+            hint = ", as the system does when memory runs out" if killed == "SIGKILL" else ""
+            lines.append(f"agent {index} was ended by {killed}{hint} (its log: {path})")
+        elif process.returncode or found:
             code = f"ended with exit code {process.returncode}" if process.returncode else "went on after a failure"
             lines.append(f"agent {index} {code}: {(found or [last_line(log)])[-1].strip()} (all of it: {path})")
     return lines

@@ -7,6 +7,7 @@ import time
 
 LINE_SECONDS = 15  # how often a log that is no terminal gets a line
 LIVE = ("running", "pending", "preempting")
+AGAIN = ("crashed", "preempted")  # the machine's fault: the server offers the point again
 
 
 def varied(sweep: dict) -> list[str]:
@@ -31,8 +32,8 @@ def phase(run: dict) -> str:
 
 
 def ended(run: dict) -> str:
-    """How far a run came and how it ended."""
-    state = phase(run) if run["state"] == "finished" else run["state"]
+    """How far a run came and how it ended, once no agent works."""
+    state = "lost" if run["state"] in LIVE else phase(run) if run["state"] == "finished" else run["state"]
     loss = f"loss {run['loss']:.3f}" if run["loss"] is not None else ""
     return ", ".join(filter(None, [state, steps(run), loss]))
 
@@ -41,6 +42,13 @@ def steps(run: dict) -> str:
     if run["step"] is None:
         return ""
     return f"step {run['step']:.0f}" + (f" of {run['steps']:.0f}" if run["steps"] else "")
+
+
+def share(run: dict) -> float:
+    """How much of a run is done; one that ended early is done."""
+    if run["state"] in LIVE:
+        return (run["step"] or 0) / (run["steps"] or math.inf)
+    return 0.0 if run["state"] in AGAIN else 1.0
 
 
 def duration(seconds: float) -> str:
@@ -97,9 +105,9 @@ class Progress:
         """How many runs are done, and the time that is left or what is being waited for."""
         if runs is None:
             return "the server does not answer just now; the runs go on"
-        over = sum(run["state"] not in LIVE for run in runs)
+        over = sum(run["state"] not in LIVE + AGAIN for run in runs)
         counted = f"{over} of {self.total or '?'} runs done"
-        phases = {phase(run) for run in runs if run["state"] in LIVE}
+        phases = [phase(run) for run in runs if run["state"] in LIVE]
         if "training" in phases:
             return " · ".join(filter(None, [counted, self.left(runs)]))
         if "starting" in phases or not self.total or over < self.total - len(phases):
@@ -107,8 +115,8 @@ class Progress:
         return f"{counted} · {'uploading the last results' if phases else 'the agents are ending'}"
 
     def left(self, runs: list[dict]) -> str | None:
-        """An estimate from the pace since training was first seen; a run that ended early counts as a whole one."""
-        done = sum(1 if run["state"] not in LIVE else (run["step"] or 0) / (run["steps"] or math.inf) for run in runs)
+        """An estimate from the pace since training was first seen."""
+        done = sum(map(share, runs))
         now = time.monotonic()
         if self.since is None:
             self.since = now, done

@@ -42,6 +42,7 @@ def test_the_phases_of_a_run(of, expected):
 def test_how_a_run_ended():
     assert ended(run(1, "crashed", step=4)) == "crashed, step 4 of 100, loss 0.250"
     assert ended(run(1, "failed")) == "failed"
+    assert ended(run(1, "running", step=4)) == "lost, step 4 of 100, loss 0.250"
 
 
 def test_the_line_of_each_run_and_the_time_left(monkeypatch):
@@ -62,6 +63,8 @@ def test_what_is_waited_for_at_both_ends():
     assert progress.summary([run(1, "pending")]) == "0 of 2 runs done · starting"
     assert progress.summary([run(1, "finished", step=100)]) == "1 of 2 runs done · starting"
     assert progress.summary([run(1, "finished"), run(2, step=100)]) == "1 of 2 runs done · uploading the last results"
+    assert progress.summary([run(1, step=100), run(2, step=100)]) == "0 of 2 runs done · uploading the last results"
+    assert progress.summary([run(1, "finished"), run(2, "crashed")]) == "1 of 2 runs done · starting"
     assert progress.summary([run(1, "finished"), run(2, "failed")]) == "2 of 2 runs done · the agents are ending"
     assert progress.summary(None) == "the server does not answer just now; the runs go on"
 
