@@ -85,7 +85,7 @@ def quoted(value) -> str:
 
 
 def loading(trainer, facts: dict) -> str:
-    """The Python that loads the adapter on the base as it was trained: in the same bits and dtype, of the same commit."""
+    """The Python that loads the adapter on the base as it was trained: the same bits, dtype and commit."""
     folder, name = quoted(trainer.args.output_dir), type(trainer.model.get_base_model()).__name__
     arguments = [quoted(facts["base_model"]), f"dtype={quoted(facts['dtype'])}"]
     if "base_model_commit" in facts:
@@ -101,6 +101,11 @@ def loading(trainer, facts: dict) -> str:
         f"model = PeftModel.from_pretrained(base, {folder})",
         f"tokenizer = AutoTokenizer.from_pretrained({folder})",
     ]
+    if trainer.args.device.type == "cpu" and facts["quantization"].get("load_in_4bit"):
+        lines += [
+            "for module in model.modules():",
+            "    module.support_avx512bf16_for_cpu = False  # or bitsandbytes rounds to bfloat16 where a CPU has that",
+        ]
     return "\n".join(["from peft import PeftModel", f"from transformers import {imports}", "", *lines])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 from hypothesis import given
@@ -38,7 +39,7 @@ def eval_loss(model, rows) -> float:
 def test_the_card_loads_what_was_trained(server, api, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_PROJECT", "adapter")
+    wandb.teardown()  # it has read the environment already
     trainers, answers = [], []
 
     class Trainer(train.Trainer):
@@ -73,9 +74,9 @@ def test_the_card_loads_what_was_trained(server, api, tmp_path, monkeypatch):
     assert eval_loss(merged, rows) == pytest.approx(facts["eval_loss_last"], abs=1e-4)
 
     (run,) = tmp_path.glob("wandb/offline-run-*")
-    synced = server.run("wandb", "sync", "--yes", str(run), env={"WANDB_PROJECT": "adapter"})
+    synced = server.run("wandb", "sync", "--yes", str(run))
     assert synced.returncode == 0, synced.stderr
-    artifact = api.artifact(f"local/adapter/model-{facts['run']}:latest")
+    artifact = api.artifact(f"local/test/model-{facts['run']}:latest")
     assert artifact.type == "model" and set(artifact.aliases) == {"latest", "final_model"}
     assert artifact.metadata == facts | {"final_model": True}
     got = load_file(Path(artifact.download(tmp_path / "got"), "adapter_model.safetensors"))
