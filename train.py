@@ -4,7 +4,8 @@
 
 The recipe holds what is fixed, `sweep.yaml` what varies; every key of both is a flag of the same name (TRL's
 SFTConfig, ModelConfig and ScriptArguments, with the changes marked below). The run is logged to Weights & Biases
-under the column names of Hugging Face's callback, and its adapter is saved to outputs/adapters/RUN_ID.
+under the column names of Hugging Face's callback. Its adapter goes to a folder in outputs/adapters, with a model card
+that says how to load it.
 """
 
 import difflib
@@ -56,6 +57,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import create_model_from_path
 
+import adapter
 from data import DataConfig, commit, fingerprint, is_conversational, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
 
@@ -107,7 +109,7 @@ class BaseConfig(ModelConfig):
 class TrainConfig(SFTConfig):
     """TRL's SFTConfig with the defaults that a study of learning rates needs."""
 
-    output_dir: str = field(default="outputs/adapters", metadata={"help": "The adapter goes to OUTPUT_DIR/RUN_ID."})
+    output_dir: str = field(default="outputs/adapters", metadata={"help": "The adapter goes to a folder in it."})
     report_to: str = "wandb"
     logging_steps: int = 1  # an instability can be over within a few steps
     logging_nan_inf_filter: bool = False  # the filter replaces a NaN loss by the running mean, and hides divergence
@@ -309,6 +311,7 @@ class Trainer(SFTTrainer):
         model = model or load_model(base, training)  # a gang hands on the one that it has loaded
         used, training.model_init_kwargs = model_arguments(base, training), None
         lora = get_peft_config(base)
+        lora.revision = base.model_revision  # so that PEFT loads the same base
         if model.config.get_text_config() is not model.config:
             lora.exclude_modules = ".*(visual|vision|audio|multi_modal).*"  # text gives them no gradient
         try:
@@ -370,18 +373,36 @@ class Trainer(SFTTrainer):
         self.example_losses["nll"].append([json_number(value) for value in nll.tolist()])
         return {"loss": nll.sum() / tokens.sum(), "mean_token_accuracy": right.sum() / tokens.sum()}
 
+    def question(self, row: dict) -> tuple[list[int], str]:
+        """The ids of a test row's prompt, as the tokenizer makes them of what a user gives, and the reference answer.
+
+        Not the row's ids before its answer: where the prompt ends in a space, a tokenizer joins the two.
+        """
+        tokenizer, ids = self.processing_class, row["input_ids"]
+        if "prompt" in row:
+            asked, answer = row["prompt"], row["completion"]
+        elif "messages" in row:
+            turns = row["messages"]
+            first = next((i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"), len(turns))
+            asked, answer = turns[:first], turns[first:]
+        else:  # plain text is all answer: half of it is the prompt
+            return ids[: len(ids) // 2], tokenizer.decode(ids[len(ids) // 2 :], skip_special_tokens=True)
+        if isinstance(asked, str):
+            ids, reference = tokenizer(asked)["input_ids"], answer.removesuffix(tokenizer.eos_token)  # TRL has added it
+        else:
+            tools, options = row.get("tools"), row.get("chat_template_kwargs") or {}  # as TRL has them
+            options |= {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+            prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, **options)
+            ids, reference = prompt["input_ids"], ""
+            if answer:
+                reference = answer[0].get("content") or json.dumps(answer[0].get("tool_calls"))
+        return ids[: self.args.max_length], reference
+
     def questions(self) -> tuple[BatchEncoding, list[str]]:
         """The first test prompts, padded on the left, and their reference answers."""
-        tokenizer = self.processing_class
-        prompts, references = [], []
-        for ids, labels in zip(self.generation_examples["input_ids"], self.generation_examples["labels"], strict=True):
-            answer = [i for i, label in enumerate(labels) if label != -100]
-            start = answer[0] or len(ids) // 2  # plain text is all answer: half of it is the prompt
-            end = next((i for i in range(start, len(ids)) if labels[i] == -100), len(ids))  # of the first answer
-            prompts.append(ids[:start])
-            references.append(tokenizer.decode(ids[start:end], skip_special_tokens=True))
-        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-        return batch.to(self.model.device), references
+        prompts, references = zip(*map(self.question, self.generation_examples), strict=True)
+        batch = self.processing_class.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
+        return batch.to(self.model.device), list(references)
 
     def generate_answers(self) -> list[dict[str, str]]:
         """Greedy answers to the first test prompts, each beside the reference and the untrained model's answer."""
@@ -624,13 +645,24 @@ def watch_run(trainer: Trainer, run, described: dict) -> Watch:
     return watch
 
 
+def log_adapter(run, facts: dict, folder: str) -> None:
+    """Log the adapter as an artifact, under the name, type and alias of Hugging Face's callback.
+
+    Unless WANDB_LOG_MODEL is false. That is Hugging Face's default, made for whole models: an adapter is small.
+    """
+    if os.environ.get("WANDB_LOG_MODEL", "end").lower() not in ("false", "0"):
+        artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=facts | {"final_model": True})
+        artifact.add_dir(folder)
+        run.log_artifact(artifact, aliases=["final_model"])
+
+
 def leave(trainer: Trainer, watch: Watch, answers: list[dict] | None) -> None:
     """What stays of a run that has trained to its end: files, adapter, summary. One that diverged has no answers."""
     run, training = watch.run, trainer.args
     save_with_run(run, "eval_nll.json", trainer.example_losses)
     if answers is not None:
         save_with_run(run, "generations.json", answers)
-    trainer.save_model()
+    log_adapter(run, adapter.save(trainer, run, watch.diverged_at_step), training.output_dir)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * kilobytes
     run.summary["first_batch_hash"] = trainer.first_batch_hash
@@ -649,7 +681,7 @@ def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict
     described = describe_data(trainer, *splits)
     first_lines = what_was_read(data, splits, trainer, described["rows_in_both_splits"])
     with start_run(training, data, base, swept) as run:  # whatever is refused has been by now
-        training.output_dir = str(Path(training.output_dir, run.id))
+        training.output_dir = str(Path(training.output_dir, adapter.folder_name(swept, run.id)))
         if PartialState().is_main_process:
             print(first_lines, flush=True)
         watch = watch_run(trainer, run, describe(trainer, data, base) | described)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers.integrations import WandbCallback
 from transformers.trainer_utils import align_special_tokens, speed_metrics
 
+import adapter
 import train
 from gang.step import Batch, together
 
@@ -46,7 +47,7 @@ class Member:
     def equip(self, model: PreTrainedModel, splits: tuple[Dataset, Dataset], tokenised: bool = False) -> None:
         """Build its trainer, on a model and data sets which members share; `tokenised` if another has done that."""
         training, given = self.training, self.training.dataset_kwargs
-        training.output_dir = str(Path(self.folder, self.run_id))
+        training.output_dir = str(Path(self.folder, adapter.folder_name(self.swept, self.run_id)))
         if tokenised:
             training.dataset_kwargs = (given or {}) | {"skip_prepare_dataset": True}
         self.trainer = trainer = train.Trainer(self.base, training, *splits, model=model)

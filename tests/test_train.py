@@ -13,10 +13,11 @@ import bitsandbytes as bnb
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
 
 import train
 from data import load_split
@@ -136,6 +137,32 @@ def test_a_frozen_a_stays_where_it_was(tmp_path):
     after = dict(subject.model.named_parameters())
     for name, value in before.items():
         assert torch.equal(value, after[name]) == ("lora_A" in name), name
+
+
+MESSAGES = {"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "the sum"}]}
+PLAIN = {"prompt": "2 + 3 is ", "completion": "the sum"}  # ends in a space, which tokenizers merge into the answer
+TURNS = {"prompt": MESSAGES["messages"][:1], "completion": MESSAGES["messages"][1:]}
+
+
+@pytest.mark.parametrize(("row", "counted"), [(MESSAGES, True), (MESSAGES, False), (PLAIN, False), (TURNS, False)])
+def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree("starter/model", model)
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(template.replace("### Response:\n", "### Response: "))
+    flags = [*STARTER, "--model_name_or_path", str(model), "--assistant_only_loss", str(counted).lower()]
+    _, training, base = train.parse([*flags, "--report_to", "none", "--output_dir", str(tmp_path)])
+    subject = train.Trainer(base, training, *[Dataset.from_list([row] * 2)] * 2)
+    batch, references = subject.questions()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if row is PLAIN:
+        expected = tokenizer(row["prompt"])["input_ids"]
+    else:
+        question = MESSAGES["messages"][:1]
+        expected = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert batch["input_ids"].tolist() == [expected] * 2
+    assert tokenizer.decode(expected).endswith(" ")
+    assert references == ["the sum"] * 2
 
 
 def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):

@@ -328,6 +328,10 @@ def everything(run) -> dict:
         "config": sorted(key for key in run.config if key not in ("_wandb", "gang", "gang_size")),
         "summary": sorted(key for key in dict(run.summary) if not key.startswith("_")),
         "files": sorted(file.name for file in run.files() if file.name != "output.log"),
+        "artifacts": [
+            (one.type, sorted(one.aliases), sorted(one.metadata), sorted(file.name for file in one.files()))
+            for one in run.logged_artifacts()
+        ],
         "name": run.name, "group": run.group, "tags": run.tags, "state": run.state, "job": run.job_type,
     }  # fmt: skip
 
@@ -353,7 +357,9 @@ def test_a_gang_run_cannot_be_told_from_one_of_train_py(server, tmp_path, api, m
         key: value for key, value in plain.config.items() if isinstance(value, int | str)
     } | SAME | {"gang": mine.config["gang"], "gang_size": 2}
     assert api.sweep(paths["gang"]).state == "FINISHED"
-    adapters = [load_file(tmp_path / "adapters" / run.id / "adapter_model.safetensors") for run in (mine, plain)]
+    folders = [Path(run.config["output_dir"]) for run in (mine, plain)]
+    assert [folder.name for folder in folders] == [f"learning_rate-0.001-{run.id}" for run in (mine, plain)]
+    adapters = [load_file(folder / "adapter_model.safetensors") for folder in folders]
     assert adapters[0].keys() == adapters[1].keys()
     for key, value in adapters[0].items():
         torch.testing.assert_close(value, adapters[1][key], rtol=1e-5, atol=1e-6)

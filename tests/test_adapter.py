@@ -1,0 +1,99 @@
+"""A run's adapter: its card loads it as it was trained, and W&B has it as Hugging Face's callback would log it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import adapter
+import train
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--max_steps", "4", "--warmup_steps", "1", "--per_device_train_batch_size", "4", "--learning_rate", "5.0e-3"]
+SPLITS = ["--dataset_train_split", "train[:64]", "--dataset_test_split", "test[:8]"]
+
+
+def code(card: ModelCard, section: str) -> str:
+    return card.text.split(f"## {section}\n")[1].split("```python\n")[1].split("```")[0]
+
+
+def eval_loss(model, rows) -> float:
+    """In nats per answer token, row by row."""
+    total = count = 0
+    for row in rows:
+        labels = torch.tensor(row["labels"][1:])
+        with torch.no_grad():
+            scores = model(input_ids=torch.tensor([row["input_ids"]], device=model.device)).logits[0, :-1].cpu()
+        total += torch.nn.functional.cross_entropy(scores.float(), labels, reduction="sum").item()
+        count += (labels != -100).sum().item()
+    return total / count
+
+
+def test_the_card_loads_what_was_trained(server, api, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()  # it has read the environment already
+    trainers, answers = [], []
+
+    class Trainer(train.Trainer):
+        def generate_answers(self):
+            trainers.append(self)
+            answers.extend(super().generate_answers())
+            return answers
+
+    monkeypatch.setattr(train, "Trainer", Trainer)
+    flags = ["--config", "recipes/starter.yaml", *SMALL, *SPLITS, "--output_dir", str(tmp_path / "adapters")]
+    train.train(*train.parse(flags), {"learning_rate": 5e-3})
+    (folder,) = (tmp_path / "adapters").iterdir()
+    assert folder.name.startswith("learning_rate-0.005-")
+    card = ModelCard.load(folder / "README.md")
+    facts, rows = card.data.training, trainers[0].eval_dataset
+
+    names: dict = {}
+    exec(code(card, "Load it"), names)
+    assert eval_loss(names["model"], rows) == pytest.approx(facts["eval_loss_last"], abs=1e-4)
+    assert card.data.eval_results[0].metric_value == facts["eval_loss_last"] < facts["eval_loss_first"] - 0.1
+    with names["model"].disable_adapter():
+        assert eval_loss(names["model"], rows) == pytest.approx(facts["eval_loss_first"], abs=1e-4)
+
+    question = trainers[0].generation_examples["messages"][0][0]["content"]
+    use = code(card, "Use it").replace('"..."', json.dumps(question)).replace("print(", "answer = (")
+    exec(use, names)
+    assert names["answer"] == answers[0]["completion"]
+
+    plain = type(names["base"]).from_pretrained(facts["base_model"], dtype=facts["dtype"])
+    assert abs(eval_loss(names["PeftModel"].from_pretrained(plain, folder), rows) - facts["eval_loss_last"]) > 1e-3
+    merged = names["PeftModel"].from_pretrained(names["model"].unload().dequantize(), folder).merge_and_unload()
+    assert eval_loss(merged, rows) == pytest.approx(facts["eval_loss_last"], abs=1e-4)
+
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    synced = server.run("wandb", "sync", "--yes", str(run))
+    assert synced.returncode == 0, synced.stderr
+    artifact = api.artifact(f"local/test/model-{facts['run']}:latest")
+    assert artifact.type == "model" and set(artifact.aliases) == {"latest", "final_model"}
+    assert artifact.metadata == facts | {"final_model": True}
+    got = load_file(Path(artifact.download(tmp_path / "got"), "adapter_model.safetensors"))
+    kept = load_file(folder / "adapter_model.safetensors")
+    assert got.keys() == kept.keys() and all(torch.equal(got[name], kept[name]) for name in kept)
+
+
+@given(
+    st.dictionaries(st.text(), st.floats() | st.text() | st.lists(st.text())),
+    st.from_regex(r"[a-z0-9]{8}", fullmatch=True),
+)
+def test_a_folders_name_is_valid_on_the_hub_and_ends_in_the_run(swept, run):
+    name = adapter.folder_name(swept, run)
+    validate_repo_id(name)
+    assert name.endswith(run)
+
+
+def test_a_folders_name_says_what_varies():
+    assert adapter.folder_name({"learning_rate": 2e-4, "seed": 0}, "abc") == "learning_rate-0.0002-seed-0-abc"
+    assert adapter.folder_name({"lora_target_modules": ["q", "v"]}, "abc") == "lora_target_modules-q-v-abc"
