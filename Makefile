@@ -1,4 +1,5 @@
 # make experiment   the whole experiment, on a GPU or a CPU: outputs/latest/README.md
+# make check        lint and the tests that take no training and no server
 # make test         all tests and lint
 # make flagship     the reference experiment on a GPU, 30 minutes: outputs/flagship/README.md
 PYTHON ?= python3
@@ -7,10 +8,11 @@ BIN := .venv/bin
 experiment: .venv/installed
 	$(BIN)/python experiment.py
 
-test: .venv/installed-tests starter/data/test.jsonl
+check: TESTS = -m "not slow"
+check test: .venv/installed-tests starter/data/test.jsonl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 flagship: .venv/installed
 	PATH=$(CURDIR)/$(BIN):$$PATH recipes/flagship.sh
@@ -28,4 +30,4 @@ flagship: .venv/installed
 starter/data/test.jsonl: starter/docstrings.py | .venv/installed
 	$(BIN)/python -m starter.docstrings
 
-.PHONY: experiment flagship test
+.PHONY: check experiment flagship test

@@ -456,8 +456,8 @@ def load_model(base: BaseConfig, training: TrainConfig) -> PreTrainedModel:
             what = f"dropout {module.p:g} in {name}, which its configuration cannot turn off"
             raise InputError(f"model_name_or_path {base.model_name_or_path!r} has {what}; use another model")
         if isinstance(module, bnb.nn.Linear4bit):
-            # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation and its backward pass
-            # then misreads them: gradient norms halve without an error.
+            # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation; from then on no gradient
+            # passes through them, and norms halve without an error (docs/upstream.md).
             module.support_avx512bf16_for_cpu = False
     return model
 

@@ -17,8 +17,15 @@ settings.register_profile("shared", deadline=None, max_examples=50, suppress_hea
 settings.load_profile("shared")
 
 ROOT = Path(__file__).parent.parent
+PROCESSES = {"server", "checkout"}  # fixtures whose tests start servers, clients or an experiment: slow
 HUGGING_FACE = tempfile.TemporaryDirectory(prefix="huggingface-")  # neither the user's cache nor another worker's
 os.environ["HF_HOME"] = HUGGING_FACE.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not PROCESSES.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @dataclass

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 # A training that takes no time: any program that logs as train.py does.
 TOY = """
 import json, pathlib, signal, sys, time, wandb

@@ -15,6 +15,8 @@ import data
 import train
 from tests.hub import Hub
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SMALL_CHUNK = 500_000  # bytes; smaller than the starter's weights, so that a broken download has something to resume
 

@@ -14,6 +14,8 @@ import pytest
 from analysis.files import InputError
 from local_server import Server
 
+pytestmark = pytest.mark.slow
+
 KEY = "somebodys-own-key-0123456789012345678901234567890"
 
 

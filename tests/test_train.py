@@ -46,6 +46,7 @@ def losses(trainer: train.Trainer) -> list[tuple[float, float]]:
     return [(row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
 
 
+@pytest.mark.slow
 def test_evaluations_leave_the_trajectory_as_it_is(tmp_path):
     class Evaluate(train.TrainerCallback):
         def on_step_end(self, args, state, control, **_):
@@ -58,6 +59,7 @@ def test_evaluations_leave_the_trajectory_as_it_is(tmp_path):
     assert [row["step"] for row in watched.state.log_history if "eval_loss" in row] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_base_is_in_nf4_with_double_quantisation(tmp_path):
     subject = trainer(tmp_path)
     layers = [module for module in subject.model.modules() if isinstance(module, bnb.nn.Linear4bit)]
@@ -71,6 +73,7 @@ def test_the_base_is_in_nf4_with_double_quantisation(tmp_path):
     assert subject.weight_squares[name] == pytest.approx(stored.square().sum().item(), rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_base_in_8_bits_is_that_of_its_weights_not_of_their_codes(tmp_path):
     subject = trainer(tmp_path, "--load_in_4bit", "false", "--load_in_8bit", "true")
     stored = trainer(tmp_path, "--load_in_4bit", "false").weight_squares
@@ -79,6 +82,7 @@ def test_the_size_of_a_base_in_8_bits_is_that_of_its_weights_not_of_their_codes(
     assert {name: train.weight_square(layer) for name, layer in subject.lora_layers.items()} == subject.weight_squares
 
 
+@pytest.mark.slow
 def test_what_trl_and_peft_refuse_is_one_line(tmp_path):
     with pytest.raises(train.InputError, match=r"Target modules .* not found in the base model"):
         trainer(tmp_path, "--lora_target_modules", "query", "value")
@@ -104,6 +108,7 @@ def test_dropout_is_found_wherever_a_configuration_has_it():
     assert train.noise_off(LlamaConfig()) == {}
 
 
+@pytest.mark.slow
 def test_adapters_start_equal_in_float32_and_b_at_zero(tmp_path):
     first, second = trainer(tmp_path, "--learning_rate", "1.0e-5"), trainer(tmp_path, "--learning_rate", "5.0e-3")
     adapters = {name: p for name, p in first.model.named_parameters() if p.requires_grad}
@@ -115,11 +120,13 @@ def test_adapters_start_equal_in_float32_and_b_at_zero(tmp_path):
         assert ("lora_B" in name) == (not parameter.any())
 
 
+@pytest.mark.slow
 def test_adapter_dtype_bfloat16_reproduces_trl(tmp_path):
     kept = trainer(tmp_path, "--adapter_dtype", "bfloat16")
     assert {p.dtype for p in kept.model.parameters() if p.requires_grad} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_rounds_the_weights_alone(tmp_path):
     subject = trainer(tmp_path, "--adapter_dtype", "bfloat16_weights", "--eval_on_start", "false")
     subject.train()
@@ -130,6 +137,7 @@ def test_bfloat16_weights_rounds_the_weights_alone(tmp_path):
     assert not any(torch.equal(moment, moment.bfloat16().float()) for moment in moments if moment.any())
 
 
+@pytest.mark.slow
 def test_a_frozen_a_stays_where_it_was(tmp_path):
     subject = trainer(tmp_path, "--freeze_a", "true", "--eval_on_start", "false")
     before = {name: p.clone() for name, p in subject.model.named_parameters() if "lora_" in name}
@@ -144,6 +152,7 @@ PLAIN = {"prompt": "2 + 3 is ", "completion": "the sum"}  # ends in a space, whi
 TURNS = {"prompt": MESSAGES["messages"][:1], "completion": MESSAGES["messages"][1:]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "counted"), [(MESSAGES, True), (MESSAGES, False), (PLAIN, False), (TURNS, False)])
 def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
     model = tmp_path / "model"
@@ -165,6 +174,7 @@ def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
     assert references == ["the sum"] * 2
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):
     subject = trainer(tmp_path)
     metrics = subject.evaluate()
@@ -299,6 +309,7 @@ def test_an_unfit_model_is_named_before_a_run_begins(name, content, message, tmp
     assert "\n" not in str(caught.value) and not output.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -315,6 +326,7 @@ def test_no_run_is_opened_for_what_trl_refuses(flags, message, tmp_path, monkeyp
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_one_line_and_exit_code_2():
     command = [sys.executable, "train.py", *STARTER, "--model_name_or_path", "no-such/model"]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
@@ -323,6 +335,7 @@ def test_one_line_and_exit_code_2():
     assert "no-such/model" in line and "local directory or a Hub name" in line
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_every_row_and_exits_with_143(tmp_path):
     flags = ["--max_steps", "500", "--per_device_train_batch_size", "1", "--eval_on_start", "false"]
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}

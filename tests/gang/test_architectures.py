@@ -20,6 +20,8 @@ from gang.fit import unfit
 from gang.packing import packable
 from gang.step import Step, rows_to_score, together
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ["def", "return", "self", "list", "of", "the", "file", "name", "path", "value", "index", "open", "read"]
 TINY = {

@@ -29,6 +29,8 @@ from gang.packing import packable
 from gang.size import Cost, best_size, choose, measure
 from gang.step import Step, rows_to_score, together, twin
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 # In float32 on a GPU too: bfloat16's rounding is larger than what these tests look for.
 FLOAT32 = ["--dtype", "float32", "--bf16", "false"]

@@ -7,7 +7,10 @@ import threading
 import time
 
 import httpx
+import pytest
 from conftest import Server, start
+
+pytestmark = pytest.mark.slow
 
 CHUNK = 50  # rows of a request
 RUNS = 4

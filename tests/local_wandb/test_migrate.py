@@ -9,6 +9,8 @@ from conftest import ROOT, start
 
 from local_wandb import migrate
 
+pytestmark = pytest.mark.slow
+
 PROJECT = "travelling"
 READ = """
 import json, sys, wandb

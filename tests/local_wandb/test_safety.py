@@ -25,6 +25,8 @@ from starlette.testclient import TestClient
 from local_wandb import app, limits
 from local_wandb.store import SCHEMA, Store, Unavailable
 
+pytestmark = pytest.mark.slow
+
 CREATE = """mutation ($run: String!, $project: String!) {
   upsertBucket(input: {name: $run, modelName: $project}) { inserted } }"""
 FILES = """mutation ($names: [String!]!) {
