@@ -48,8 +48,11 @@ def main() -> None:
 
 
 def _move(arguments: list[str]) -> None:
-    from local_wandb import migrate  # W&B's client takes a second to import; the server does not need it
-
+    try:
+        from local_wandb import migrate  # the server itself does not need W&B's client
+    except ImportError as error:
+        print(f"local_wandb: {arguments[0]} needs W&B's client ({error}): pip install wandb", file=sys.stderr)
+        sys.exit(2)
     try:
         migrate.main(arguments)
     except (ValueError, OSError, migrate.wandb.Error) as error:

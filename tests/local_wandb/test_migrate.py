@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, start
 
 from local_wandb import migrate
+from local_wandb.__main__ import _move
 
 pytestmark = pytest.mark.slow
 
@@ -115,3 +116,12 @@ def test_what_cannot_be_moved_is_one_line(tmp_path, source):
     ):
         with pytest.raises(ValueError, match=message):
             migrate.main(arguments)
+
+
+def test_without_the_client_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delitem(sys.modules, "local_wandb.migrate")
+    monkeypatch.delattr("local_wandb.migrate")
+    with pytest.raises(SystemExit) as ended:
+        _move(["import", "local/x"])
+    assert ended.value.code == 2 and "pip install wandb" in capsys.readouterr().err
