@@ -255,7 +255,7 @@ def plain_log_ticks(axes: Axes) -> None:
     if high < 10 * low:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1e-3 else rate_label(value))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
