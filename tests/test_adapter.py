@@ -36,7 +36,8 @@ def eval_loss(model, rows) -> float:
     return total / count
 
 
-def test_the_card_loads_what_was_trained(server, api, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("api")
+def test_the_card_loads_what_was_trained(server, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("WANDB_MODE", "offline")
     wandb.teardown()  # it has read the environment already
@@ -76,7 +77,7 @@ def test_the_card_loads_what_was_trained(server, api, tmp_path, monkeypatch):
     (run,) = tmp_path.glob("wandb/offline-run-*")
     synced = server.run("wandb", "sync", "--yes", str(run))
     assert synced.returncode == 0, synced.stderr
-    artifact = api.artifact(f"local/test/model-{facts['run']}:latest")
+    artifact = wandb.Api().artifact(f"local/test/model-{facts['run']}:latest")
     assert artifact.type == "model" and set(artifact.aliases) == {"latest", "final_model"}
     assert artifact.metadata == facts | {"final_model": True}
     got = load_file(Path(artifact.download(tmp_path / "got"), "adapter_model.safetensors"))
