@@ -32,7 +32,7 @@ FLAGS = {
     "lora_alpha": (32, "the adapter's output is scaled by lora_alpha / lora_r"),
     "load_in_4bit": (True, "keep the frozen base in 4 bits (QLoRA)"),
     "seed": (42, "of the data's order and of the adapter's start"),
-    "output_dir": ("outputs/adapters", "the adapter goes to a folder in it, named after what varies and the run"),
+    "output_dir": ("outputs/adapters", "where the adapter goes, in a folder of its own"),
 }
 DATA_FORMATS = {
     ".jsonl": "json",

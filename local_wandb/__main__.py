@@ -19,6 +19,7 @@ import uvicorn
 
 from local_wandb.app import application, page_address
 from local_wandb.limits import Handler, Protocol
+from local_wandb.projects import CLIENT
 from local_wandb.store import Store, locked
 
 LOOPBACK = "127.0.0.1"
@@ -49,9 +50,11 @@ def main() -> None:
 
 def _move(arguments: list[str]) -> None:
     try:
-        from local_wandb import migrate  # the server itself does not need W&B's client
-    except ImportError as error:
-        print(f"local_wandb: {arguments[0]} needs W&B's client ({error}): pip install wandb", file=sys.stderr)
+        from local_wandb import migrate  # W&B's client takes a second to import; the server does not need it
+    except ModuleNotFoundError as error:
+        if error.name != "wandb":
+            raise
+        print(f"local_wandb: {arguments[0]} needs W&B's client: pip install wandb=={CLIENT}", file=sys.stderr)
         sys.exit(2)
     try:
         migrate.main(arguments)

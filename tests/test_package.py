@@ -43,9 +43,16 @@ def test_its_requirements_are_those_of_the_repository(wheel):
 
 
 def test_the_script_starts_without_torch_and_the_wandb_client():
-    """Whatever the server imports as it starts, or later in a function, stands in its own requirements."""
     script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["local-wandb"]
     module, function = script.split(":")
     code = f"import sys; from {module} import {function}; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "transformers", "trl", "wandb", "numpy", "train", "analysis"} & set(loaded.split())
+
+
+def test_what_moves_projects_names_the_client_that_it_needs():
+    code = "import sys; sys.modules['wandb'] = None; from local_wandb.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "import", "entity/project"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "import needs W&B's client: pip install wandb==" in done.stderr
