@@ -37,7 +37,8 @@ def about(trainer, run) -> dict:
     """What the adapter is, for its card and its artifact, in plain numbers and strings."""
     config, settings = run.config, trainer.args
     losses = [(row["step"], float(row["eval_loss"])) for row in trainer.state.log_history if "eval_loss" in row]
-    best = min(losses, key=lambda pair: pair[1] if math.isfinite(pair[1]) else math.inf)
+    best = min(losses, key=lambda pair: pair[1] if math.isfinite(pair[1]) else math.inf, default=(None, math.nan))
+    first, last = (losses[0][1], losses[-1][1]) if losses else (math.nan, math.nan)  # it diverged before the first one
     facts = {
         "base_model": config["model_name_or_path"],
         "base_model_commit": None if is_folder(config["model_name_or_path"]) else config["model_revision"],
@@ -57,15 +58,20 @@ def about(trainer, run) -> dict:
         "lora_r": config["lora_r"],
         "lora_alpha": config["lora_alpha"],
         "adapter_dtype": settings.adapter_dtype,
-        "eval_loss_first": round(losses[0][1], 6),
-        "eval_loss_last": round(losses[-1][1], 6),
-        "eval_loss_best": round(best[1], 6),
+        "eval_loss_first": number(first),
+        "eval_loss_last": number(last),
+        "eval_loss_best": number(best[1]),
         "eval_loss_best_step": best[0],
         "run": run.id,
         "sweep": run.sweep_id,
         "versions": dict(config["versions"]),
     }
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def number(value: float) -> float | str:
+    """As JSON, and so an artifact's metadata, can hold it."""
+    return round(value, 6) if math.isfinite(value) else str(value)
 
 
 def is_folder(name: str) -> bool:
@@ -129,7 +135,7 @@ def model_card(trainer, run, facts: dict, diverged_at_step: int | None) -> Model
         datasets=None if is_folder(data) else [data],
         tags=[*(["qlora"] if facts["quantization"] else []), "lora", "sft", "transformers", "trl"],
         model_name=name,
-        eval_results=[result] if math.isfinite(facts["eval_loss_last"]) else None,
+        eval_results=[result] if math.isfinite(float(facts["eval_loss_last"])) else None,
         training=facts,
     )
     more = {

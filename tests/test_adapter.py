@@ -1,7 +1,9 @@
 """A run's adapter: its card loads it as it was trained, and W&B has it as Hugging Face's callback would log it."""
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 import adapter
 import train
+from data import load_split
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--max_steps", "4", "--warmup_steps", "1", "--per_device_train_batch_size", "4", "--learning_rate", "5.0e-3"]
@@ -83,6 +86,20 @@ def test_the_card_loads_what_was_trained(server, tmp_path, monkeypatch):
     got = load_file(Path(artifact.download(tmp_path / "got"), "adapter_model.safetensors"))
     kept = load_file(folder / "adapter_model.safetensors")
     assert got.keys() == kept.keys() and all(torch.equal(got[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("losses", [[], [4.4, math.nan]])
+def test_a_diverged_run_says_so_in_valid_json(losses, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = ["--config", "recipes/starter.yaml", *SMALL, "--report_to", "none", "--output_dir", str(tmp_path)]
+    data, training, base = train.parse(flags)
+    trainer = train.Trainer(base, training, *[load_split(data, "test[:4]")] * 2)
+    trainer.state.log_history = [{"step": step, "eval_loss": loss} for step, loss in enumerate(losses)]
+    config = vars(data) | vars(base) | {"data_fingerprint": "0", "versions": {}}
+    run = SimpleNamespace(config=config, summary={}, id="abc", sweep_id=None, url=None)
+    json.dumps(adapter.save(trainer, run, 1), allow_nan=False)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "diverged at step 1" in card.text and card.data.eval_results is None
 
 
 @given(
