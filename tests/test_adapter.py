@@ -86,6 +86,9 @@ def test_the_card_loads_what_was_trained(server, tmp_path, monkeypatch):
     got = load_file(Path(artifact.download(tmp_path / "got"), "adapter_model.safetensors"))
     kept = load_file(folder / "adapter_model.safetensors")
     assert got.keys() == kept.keys() and all(torch.equal(got[name], kept[name]) for name in kept)
+    artifact.aliases.append("best")
+    artifact.save()
+    assert wandb.Api().artifact(f"local/test/model-{facts['run']}:best").version == artifact.version
 
 
 @pytest.mark.parametrize("losses", [[], [4.4, math.nan]])
