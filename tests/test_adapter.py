@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import adapter
 import train
+from settings import parse
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--max_steps", "4", "--warmup_steps", "1", "--per_device_train_batch_size", "4", "--learning_rate", "5.0e-3"]
@@ -51,7 +52,7 @@ def test_the_card_loads_what_was_trained(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "Trainer", Trainer)
     flags = ["--config", "recipes/starter.yaml", *SMALL, *SPLITS, "--output_dir", str(tmp_path / "adapters")]
-    train.train(*train.parse(flags), {"learning_rate": 5e-3})
+    train.train(*parse(flags), {"learning_rate": 5e-3})
     (folder,) = (tmp_path / "adapters").iterdir()
     assert folder.name.startswith("learning_rate-0.005-")
     card = ModelCard.load(folder / "README.md")
