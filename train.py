@@ -8,18 +8,15 @@ under the column names of Hugging Face's callback. Its adapter goes to a folder 
 that says how to load it.
 """
 
-import difflib
 import hashlib
 import json
 import math
 import os
-import re
 import resource
 import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,37 +26,22 @@ import inputs
 if __name__ == "__main__":
     inputs.answer_at_once(__doc__, sys.argv[1:])  # the imports below take seconds
 
-import bitsandbytes as bnb
 import numpy
 import torch
 import wandb
-import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BatchEncoding,
-    EvalPrediction,
-    PreTrainedConfig,
-    PreTrainedModel,
-    TrainerCallback,
-)
-from transformers.pytorch_utils import Conv1D
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX_NAME
-from transformers.utils.hub import cached_files
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
-from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from torch import Tensor
+from transformers import AutoTokenizer, BatchEncoding, EvalPrediction, TrainerCallback
+from trl import SFTTrainer, get_peft_config
 from trl.trainer import utils as trl_utils
-from trl.trainer.utils import create_model_from_path
 
 import adapter
-from data import DataConfig, commit, fingerprint, is_conversational, load_splits, shared_rows, what_was_read
+from data import DataConfig, fingerprint, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
+from model import check_model, check_template, dequantised, load_model, model_arguments
+from settings import BaseConfig, Parser, TrainConfig, parse, swept_values
 
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
 # answer's tokens alone gives the same numbers in half the time.
@@ -69,223 +51,9 @@ trl_utils._use_triton = lambda device: True
 # It looks like a divergence. PyTorch's other kernels are right.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-NOISE = re.compile("(?<!classifier_)(?<!summary_first_)drop|jitter")  # those belong to heads for other tasks
-PLAIN = (torch.float32, torch.bfloat16, torch.float16)  # how an unquantised matrix may be stored
 GENERATED_EXAMPLES = 5
 GENERATION = {"do_sample": False, "max_new_tokens": 48}
 PROJECT = "learning-rate-exploration"  # where neither a sweep nor WANDB_PROJECT names one
-# Settings without which the measurements would be wrong, and why.
-REQUIRED = {
-    "use_peft": (True, "the study is one of LoRA's learning rate"),
-    "logging_steps": (1, "an instability can be over within a few steps"),
-    "packing": (False, "the paired statistics need one row per example"),
-    "padding_free": (False, "the paired statistics need one row per example"),
-    "train_sampling_strategy": ("random", "batches of like lengths imitate an oscillation"),
-    "fp16": (False, "its loss scaling starts with an overflow, which looks like divergence; use bf16"),
-    "batch_eval_metrics": (False, "the evaluation needs all examples at once"),
-    "dataset_streaming": (False, "the data's fingerprint needs all rows"),
-    "trust_remote_code": (False, "a model's own code could do anything here"),
-}
-
-
-@dataclass
-class BaseConfig(ModelConfig):
-    """TRL's ModelConfig with QLoRA's defaults (arXiv 2305.14314): NF4, double quantisation, all linear layers."""
-
-    dtype: str | None = field(default=None, metadata={"help": "Compute dtype; default bfloat16 on a GPU that has it."})
-    use_peft: bool = True
-    load_in_4bit: bool = True
-    use_bnb_nested_quant: bool = True
-    lora_target_modules: list[str] | None = field(default_factory=lambda: ["all-linear"])
-    lora_dropout: float = 0.0  # dropout noise would blur the comparison between learning rates
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.dtype is None:
-            self.dtype = "bfloat16" if gpu_has_bfloat16() else "float32"
-
-
-@dataclass
-class TrainConfig(SFTConfig):
-    """TRL's SFTConfig with the defaults that a study of learning rates needs."""
-
-    output_dir: str = field(default="outputs/adapters", metadata={"help": "The adapter goes to a folder in it."})
-    report_to: str = "wandb"
-    logging_steps: int = 1  # an instability can be over within a few steps
-    logging_nan_inf_filter: bool = False  # the filter replaces a NaN loss by the running mean, and hides divergence
-    eval_on_start: bool = True  # B = 0, so step 0 is the base model: equal for all rates, and the yardstick for harm
-    eval_strategy: str = "no"  # the steps of `evaluation_steps` instead: dense early, where the rates part
-    save_strategy: str = "no"
-    # "constant" ignores warm-up without a word; decay would show the schedule along with the rate.
-    lr_scheduler_type: str = "constant_with_warmup"
-    warmup_steps: float = 0.03
-    adapter_dtype: str = field(
-        default="float32",
-        metadata={
-            "choices": ["float32", "bfloat16", "bfloat16_weights"],
-            # TRL stores QLoRA adapters in bfloat16. Its 8 significant bits round small updates away: at 1e-5 most of
-            # A never moves, which looks like a rate that is too low.
-            "help": "Storage of the adapter; bfloat16 reproduces TRL's own choice (weights, gradients and Adam's "
-            "moments), bfloat16_weights rounds the weights alone after each step.",
-        },
-    )
-    freeze_a: bool = field(default=False, metadata={"help": "Keep LoRA's A at its initialisation: a control."})
-
-    def __post_init__(self):
-        if self.bf16 is None:
-            self.bf16 = gpu_has_bfloat16()
-        elif self.bf16 and not gpu_has_bfloat16():
-            raise InputError(
-                "bf16: true needs a GPU with bfloat16, and none is visible; recipes/starter.yaml runs on a CPU"
-            )
-        super().__post_init__()
-
-
-def gpu_has_bfloat16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-class Parser(TrlParser):
-    """TRL's parser, whose refusals are InputErrors."""
-
-    def __init__(self):
-        configurations = (DataConfig, TrainConfig, BaseConfig)
-        super().__init__(configurations, usage=inputs.USAGE, allow_abbrev=False, add_help=False)
-
-    def error(self, message: str):
-        raise InputError(message)
-
-    def take(self, recipe: dict) -> None:
-        """Make the recipe's values the defaults, read as flags would be; a list or nothing for a number is refused."""
-        for action in self._actions:
-            if (value := recipe.get(action.dest)) is None and action.dest not in recipe:
-                continue
-            if action.type in (int, float) and not isinstance(value, int | float | str | None):
-                raise InputError(f"{action.dest}: {value} is no number; what varies stands in sweep.yaml")
-            if action.type in (int, float) and value is None and action.default is not None:
-                raise InputError(f"{action.dest}: no value; the default is {action.default}")
-            action.default = str(value) if isinstance(value, int | float) else value
-
-
-def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
-    """Recipe and flags to configurations; InputError names a key that TRL does not know, or a value that is unfit."""
-    recipe, flags = inputs.read(arguments)
-    parser = Parser()
-    known = {action.dest for action in parser._actions}
-    used = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
-    for key in (*recipe, *used):
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            raise InputError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    inputs.check(arguments)
-    parser.take(recipe)
-    try:
-        data, training, base = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    except ValueError as error:  # of TRL's and Hugging Face's own checks of the values
-        raise InputError(first_line(error)) from error
-    settings = vars(data) | vars(training) | vars(base)
-    inputs.check_numbers(settings)
-    for key, (value, reason) in REQUIRED.items():
-        if settings.get(key, value) != value:
-            raise InputError(f"{key}: {settings[key]} is not possible here, use {str(value).lower()}: {reason}")
-    warmup = training.get_warmup_steps(training.max_steps)
-    if training.lr_scheduler_type != "constant" and 0 < training.max_steps <= warmup:
-        hint = "give more steps, or warmup_steps: 0"
-        raise InputError(
-            f"max_steps: {training.max_steps} ends in the warm-up, before learning_rate is reached; {hint}"
-        )
-    return data, training, base
-
-
-def noise_off(config: PreTrainedConfig) -> dict:
-    """The model's dropout and router jitter above 0, each as 0.0 instead, nested as its configuration is.
-
-    As from_pretrained takes them; the run's config shows them in model_init_kwargs. Like lora_dropout, their noise
-    would blur the comparison between learning rates.
-    """
-    off = {key: noise_off(getattr(config, key)) for key in config.sub_configs if getattr(config, key, None)}
-    for key, value in vars(config).items():
-        if NOISE.search(key) and isinstance(value, float) and value > 0:
-            off[key] = 0.0
-    return {key: value for key, value in off.items() if value != {}}
-
-
-def check_model(base: BaseConfig) -> None:
-    """Fetch the model's files and pin its revision to the commit that was got.
-
-    InputError says what is missing, or why the matrices cannot be adapted and measured.
-    """
-    name = f"model_name_or_path {base.model_name_or_path!r}"
-    try:
-        file = cached_file(base.model_name_or_path, CONFIG_NAME, revision=base.model_revision)
-        base.model_revision = commit(file or "") or base.model_revision
-        source = {"pretrained_model_name_or_path": base.model_name_or_path, "revision": base.model_revision}
-        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-        for file in weight_files(base.model_name_or_path, base.model_revision):
-            with safe_open(file, "pt"):  # compares the header with the length
-                pass
-        AutoTokenizer.from_pretrained(**source)
-    except Exception as error:  # of the network, the Hub, safetensors, tokenizers: each says in its first line what
-        hint = "give a local directory or a Hub name (and a network)"
-        if "gated repo" in str(error):
-            hint = f"ask for access at https://huggingface.co/{base.model_name_or_path} and log in: hf auth login"
-        raise InputError(f"{name}: {first_line(error)}; {hint}") from error
-    if (method := quantization(config).get("quant_method", "bitsandbytes")) != "bitsandbytes":
-        raise InputError(f"{name} is quantised with {method} already; use a checkpoint in bfloat16")
-    if base.lora_target_modules == "all-linear" and (experts := expert_count(config)):
-        hint = "use lora_target_modules: [q_proj, k_proj, v_proj, o_proj]"
-        raise InputError(f"{name} has {experts} experts in one tensor, which all-linear cannot adapt alone; {hint}")
-
-
-def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> None:
-    """Raise InputError for conversations that the model's tokenizer cannot write, or not mark the answers of."""
-    if not is_conversational(rows) or training.chat_template_path:
-        return
-    tokenizer = AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision)
-    name = f"model_name_or_path {base.model_name_or_path!r}"
-    if not tokenizer.chat_template:
-        hint = "set chat_template_path, or give rows of prompt + completion as plain text"
-        raise InputError(f"{name} has no chat template, which rows of turns need; {hint}")
-    if training.assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
-        try:
-            get_training_chat_template(tokenizer)  # TRL has one for each well-known template
-        except ValueError as error:
-            hint = "mark them with {% generation %}, or give rows of prompt + completion"
-            raise InputError(f"assistant_only_loss: the chat template of {name} marks no answers; {hint}") from error
-
-
-def quantization(config: PreTrainedConfig) -> dict:
-    """How a checkpoint is quantised, as it says itself; empty if it is not."""
-    return getattr(config, "quantization_config", None) or {}
-
-
-def expert_count(config: PreTrainedConfig) -> int:
-    """The experts of a mixture (the architectures name their number differently), else 0."""
-    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    counts = [getattr(config.get_text_config(), key, None) or 0 for key in keys]
-    return max(counts) if max(counts) > 1 else 0
-
-
-def weight_files(name: str, revision: str) -> list[str]:
-    """The model's safetensors files, fetched where they are on the Hub."""
-    optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    if not cached_file(name, SAFE_WEIGHTS_NAME, **optional) and (index := cached_file(name, INDEX_NAME, **optional)):
-        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-        return cached_files(name, sorted(set(shards)), revision=revision)
-    return cached_files(name, [SAFE_WEIGHTS_NAME], revision=revision)
-
-
-def swept_values(training: TrainConfig, point: dict | None = None) -> dict:
-    """What the sweep varies, as W&B's agent wrote it down; for a run alone its learning rate."""
-    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
-    if not path and point is None:
-        return {"learning_rate": training.learning_rate}
-    written = point or yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    values = {key: entry["value"] for key, entry in written.items() if not key.startswith("wandb_")}
-    for key, value in values.items():
-        if isinstance(value, str) and isinstance(getattr(training, key, None), float):
-            raise InputError(f"sweep.yaml: {key}: {value} is a string to YAML; write {float(value):.1e}")
-    return values
 
 
 def evaluation_steps(max_steps: int) -> set[int]:
@@ -424,56 +192,6 @@ class Trainer(SFTTrainer):
         columns = decode(batch["input_ids"]), references, decode(untrained[:, length:]), decode(trained[:, length:])
         keys = ("prompt", "reference", "untrained", "completion")
         return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def model_arguments(base: BaseConfig, training: TrainConfig) -> dict:
-    """What `from_pretrained` is called with, besides the quantisation; the base's dropout is off."""
-    config = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
-    return {
-        "revision": base.model_revision,
-        "attn_implementation": base.attn_implementation,
-        "dtype": base.dtype,
-        "use_safetensors": True,
-        **(training.model_init_kwargs or {}),
-        **noise_off(config),
-    }
-
-
-def load_model(base: BaseConfig, training: TrainConfig) -> PreTrainedModel:
-    """The base as SFTTrainer would load it from its name, its dropout off; InputError if some stays on."""
-    if noise := noise_off(AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)):
-        print(f"train.py: the base model's dropout is off, its noise would blur the comparison: {noise}")
-    device_map = {"device_map": None} if PartialState().num_processes > 1 else {}  # each process has its own GPU
-    model = create_model_from_path(
-        base.model_name_or_path,
-        quantization_config=get_quantization_config(base),
-        trust_remote_code=False,
-        **device_map,
-        **model_arguments(base, training),
-    )
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.p > 0:
-            what = f"dropout {module.p:g} in {name}, which its configuration cannot turn off"
-            raise InputError(f"model_name_or_path {base.model_name_or_path!r} has {what}; use another model")
-        if isinstance(module, bnb.nn.Linear4bit):
-            # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation; from then on no gradient
-            # passes through them, and norms halve without an error (docs/upstream.md).
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-
-def dequantised(layer: nn.Module) -> torch.Tensor:
-    """The matrix W [out, in] of a linear layer, in bitsandbytes' 4 or 8 bits or plain; InputError on other kinds."""
-    weight = getattr(layer, "weight", None)
-    if isinstance(weight, bnb.nn.Params4bit):
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    if isinstance(weight, bnb.nn.Int8Params):
-        scale = layer.state.SCB if weight.SCB is None else weight.SCB  # the first forward pass moves it
-        return bnb.functional.int8_vectorwise_dequant(weight.data, scale)
-    if isinstance(layer, nn.Linear | Conv1D) and type(weight.data) is torch.Tensor and weight.dtype in PLAIN:
-        return weight.data.T if isinstance(layer, Conv1D) else weight.data
-    kind = type(layer).__name__ if weight is None else f"{type(layer).__name__} of {weight.dtype}"
-    raise InputError(f"lora_target_modules: {kind} is no linear layer in NF4, FP4, int8, bfloat16, float16 or float32")
 
 
 def weight_square(layer: LoraLayer) -> float:

@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from settings import parse
+
 ROOT = Path(__file__).parent.parent
 RATES = [1.0e-5, 2.0e-4, 1.0e-3, 5.0e-3]
 LENGTH = 512
@@ -167,10 +169,9 @@ def run_plain(peer: str, flags: list[str]) -> None:
         from unsloth import FastLanguageModel  # before trl: it replaces parts of it
     from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
-    import train
     from data import load_split
 
-    data, training, base = train.parse([*flags, "--report_to=none", "--eval_on_start=false"])
+    data, training, base = parse([*flags, "--report_to=none", "--eval_on_start=false"])
     keys = ("output_dir", "max_steps", "per_device_train_batch_size", "max_length", "learning_rate", "bf16", "seed",
             "assistant_only_loss", "lr_scheduler_type", "warmup_steps")  # fmt: skip
     settings = {key: getattr(training, key) for key in keys} | {"report_to": "none", "save_strategy": "no"}

@@ -17,6 +17,8 @@ import train
 from data import load_splits
 from gang import lora
 from gang.step import SCORED, Step, rows_to_score, together, twin
+from model import load_model
+from settings import parse
 
 BATCHES = 4
 
@@ -26,8 +28,8 @@ class Work:
 
     def __init__(self, config: str, folder: str):
         flags = ["--config", config, "--report_to", "none", "--output_dir", folder]
-        data, self.training, base = train.parse(flags)
-        self.model = train.load_model(base, self.training)
+        data, self.training, base = parse(flags)
+        self.model = load_model(base, self.training)
         self.trainer = trainer = train.Trainer(base, self.training, *load_splits(data), model=twin(self.model))
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = 1

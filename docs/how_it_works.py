@@ -13,7 +13,7 @@ STOPS = (
     (2, "server", 1, "upsert_sweep", "local_wandb/sweeps.py"),
     (3, "programs", 2, "Sweep.claim", "gang/agent.py"),
     (3, "server", 2, "agent_heartbeat", "local_wandb/sweeps.py"),
-    (4, "programs", 3, "parse", "train.py"),
+    (4, "programs", 3, "parse", "settings.py"),
     (5, "programs", 4, "Member.rate", "gang/member.py"),
     (6, "programs", 5, "Stack.update", "gang/stack.py"),
     (7, "programs", 6, "Member.log_step", "gang/member.py"),

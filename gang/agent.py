@@ -19,7 +19,8 @@ from gang.fit import unfit
 from gang.loop import Loop
 from gang.member import Member
 from gang.size import choose
-from train import InputError, first_line, parse
+from inputs import InputError, first_line
+from settings import parse
 
 INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words that may stand before train.py
 HEARTBEAT_SECONDS = 5  # as wandb agent

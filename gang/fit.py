@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, SchedulerType
 
-import train
+from model import check_model, expert_count, quantization
 
 # What the gang's step computes; train.py, and so wandb agent, can do the rest.
 ONLY = {
@@ -37,12 +37,12 @@ def unfit(configuration: tuple) -> str | None:
     _, training, base = configuration
     if not training.accelerator_config.use_seedable_sampler:
         return "accelerator_config: use_seedable_sampler: False; a gang has only True"
-    train.check_model(base)
+    check_model(base)
     config = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
     name = base.model_name_or_path
-    if experts := train.expert_count(config):
+    if experts := expert_count(config):
         return f"{name} has {experts} experts; a gang does not compute the loss of their router"
-    if train.quantization(config).get("load_in_8bit"):
+    if quantization(config).get("load_in_8bit"):
         return f"{name} is quantised to 8 bits; a gang has only 4 and 16"
     config = config.get_text_config()
     ropes = getattr(config, "rope_parameters", None) or {}

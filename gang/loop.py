@@ -20,6 +20,8 @@ from gang.fit import unfit
 from gang.member import Member, Plan, plans
 from gang.packing import packable
 from gang.step import SCORED, Step, rows_to_score, twin
+from inputs import InputError
+from model import load_model
 
 FLUSH_SECONDS = 0.5
 AHEAD = 4  # steps whose rows are collated before they are needed
@@ -89,11 +91,11 @@ class Shared:
     def __init__(self, first: Member):
         configuration = first.data, first.training, first.base
         if reason := unfit(configuration):
-            raise train.InputError(f"{reason}; use wandb agent")
+            raise InputError(f"{reason}; use wandb agent")
         splits = train.read_data(*configuration)  # this also pins the commits that were got from the Hub
         self.checkpointing: bool | None = None  # as the recipe has it, unless a measurement says otherwise
         self.data, self.revision = first.data, first.base.model_revision
-        self.model = train.load_model(first.base, first.training)
+        self.model = load_model(first.base, first.training)
         first.equip(twin(self.model), splits)
         rows = first.trainer.train_dataset["input_ids"]
         self.packed = self.model.device.type == "cpu" and packable(self.model, rows)  # not yet run on a GPU

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from train import dequantised
+from model import dequantised
 
 
 def onednn(x: Tensor) -> bool:

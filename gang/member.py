@@ -19,6 +19,8 @@ from transformers.trainer_utils import align_special_tokens, speed_metrics
 import adapter
 import train
 from gang.step import Batch, together
+from inputs import InputError
+from settings import parse, swept_values
 
 CPU = torch.device("cpu")
 
@@ -38,10 +40,10 @@ class Member:
     def configure(self) -> None:
         """Read its flags; InputError if they are not train.py's."""
         try:
-            self.data, self.training, self.base = train.parse(self.flags)
+            self.data, self.training, self.base = parse(self.flags)
         except SystemExit as error:  # argparse has said what is wrong
-            raise train.InputError(f"{self.run_id}: its flags are not train.py's; see above") from error
-        self.swept = train.swept_values(self.training, self.point)
+            raise InputError(f"{self.run_id}: its flags are not train.py's; see above") from error
+        self.swept = swept_values(self.training, self.point)
         self.folder = self.training.output_dir
 
     def equip(self, model: PreTrainedModel, splits: tuple[Dataset, Dataset], tokenised: bool = False) -> None:

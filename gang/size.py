@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from gang.member import Member
 from gang.step import Step, free_memory, together
-from train import InputError
+from inputs import InputError
 
 LIMIT = 64  # configurations at once where the sweep has no end
 PROCESS = Path("/proc/self")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import adapter
 import train
 from data import load_split
+from settings import parse
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--max_steps", "4", "--warmup_steps", "1", "--per_device_train_batch_size", "4", "--learning_rate", "5.0e-3"]
@@ -54,7 +55,7 @@ def test_the_card_loads_what_was_trained(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "Trainer", Trainer)
     flags = ["--config", "recipes/starter.yaml", *SMALL, *SPLITS, "--output_dir", str(tmp_path / "adapters")]
-    train.train(*train.parse(flags), {"learning_rate": 5e-3})
+    train.train(*parse(flags), {"learning_rate": 5e-3})
     (folder,) = (tmp_path / "adapters").iterdir()
     assert folder.name.startswith("learning_rate-0.005-")
     card = ModelCard.load(folder / "README.md")
@@ -95,7 +96,7 @@ def test_the_card_loads_what_was_trained(server, tmp_path, monkeypatch):
 def test_a_diverged_run_says_so_in_valid_json(losses, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = ["--config", "recipes/starter.yaml", *SMALL, "--report_to", "none", "--output_dir", str(tmp_path)]
-    data, training, base = train.parse(flags)
+    data, training, base = parse(flags)
     trainer = train.Trainer(base, training, *[load_split(data, "test[:4]")] * 2)
     trainer.state.log_history = [{"step": step, "eval_loss": loss} for step, loss in enumerate(losses)]
     config = vars(data) | vars(base) | {"data_fingerprint": "0", "versions": {}}

@@ -12,7 +12,9 @@ import huggingface_hub.constants
 import pytest
 
 import data
-import train
+from inputs import InputError
+from model import check_model
+from settings import BaseConfig
 from tests.hub import Hub
 
 pytestmark = pytest.mark.slow
@@ -82,10 +84,10 @@ def go_offline() -> None:
 
 def model(name: str, revision: str = "main") -> str:
     """In the client: the model's commit, or the line that refuses it."""
-    base = train.BaseConfig(model_name_or_path=name, model_revision=revision)
+    base = BaseConfig(model_name_or_path=name, model_revision=revision)
     try:
-        train.check_model(base)
-    except train.InputError as error:
+        check_model(base)
+    except InputError as error:
         return str(error)
     return base.model_revision
 

@@ -11,6 +11,7 @@ import pytest
 
 import inputs
 import train
+from settings import Parser
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "starter/model"
@@ -119,7 +120,7 @@ def test_the_help_shows_what_matters_without_the_slow_imports(folder):
 
 def test_the_help_tells_the_defaults_of_the_configurations():
     # Of two flags for one key, --load_in_4bit and --no_load_in_4bit, argparse takes the first one's default.
-    defaults = {action.dest: action.default for action in reversed(train.Parser()._actions)}
+    defaults = {action.dest: action.default for action in reversed(Parser()._actions)}
     shown = {key: default for key, (default, _) in inputs.FLAGS.items() if key != "config"}
     assert shown == {key: defaults[key] for key in shown}
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import train
+from settings import parse
 
 ROOT = Path(__file__).parent.parent
 SECTION = (ROOT / "README.md").read_text().split("## Your own model and data\n")[1].split("\n## ")[0]
@@ -46,7 +47,7 @@ def own(checkout, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: " + ".join(kind))
 def test_each_kind_of_row_is_read(own, kind):
     own(kind)
-    splits = train.read_data(*train.parse(["--config", "my-recipe.yaml"]))
+    splits = train.read_data(*parse(["--config", "my-recipe.yaml"]))
     assert [len(split) for split in splits] == [38, 12]
 
 

@@ -21,6 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GPT2
 
 import train
 from data import load_split
+from inputs import InputError
+from model import dequantised, noise_off
+from settings import parse, swept_values
 
 ROOT = Path(__file__).parent.parent
 STARTER = ["--config", "recipes/starter.yaml"]
@@ -36,7 +39,7 @@ def in_project(monkeypatch):
 def trainer(tmp_path, *flags: str) -> train.Trainer:
     """A Trainer on 48 functions of the starter's data, evaluated on 24, that logs nowhere."""
     small = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--report_to", "none"]
-    data, training, base = train.parse([*STARTER, *small, "--output_dir", str(tmp_path), *flags])
+    data, training, base = parse([*STARTER, *small, "--output_dir", str(tmp_path), *flags])
     rows = [load_split(data, split) for split in ("train[:48]", "test[:24]")]
     return train.Trainer(base, training, *rows)
 
@@ -84,28 +87,28 @@ def test_the_size_of_a_base_in_8_bits_is_that_of_its_weights_not_of_their_codes(
 
 @pytest.mark.slow
 def test_what_trl_and_peft_refuse_is_one_line(tmp_path):
-    with pytest.raises(train.InputError, match=r"Target modules .* not found in the base model"):
+    with pytest.raises(InputError, match=r"Target modules .* not found in the base model"):
         trainer(tmp_path, "--lora_target_modules", "query", "value")
     template = write(tmp_path / "template.jinja", "{% for message in messages %}{{ message['content'] }}{% endfor %}")
-    with pytest.raises(train.InputError, match="The chat template is not training-compatible"):
+    with pytest.raises(InputError, match="The chat template is not training-compatible"):
         trainer(tmp_path, "--chat_template_path", template)
 
 
 def test_what_has_no_known_matrix_is_named():
-    with pytest.raises(train.InputError, match=r"lora_target_modules: Embedding of torch\.float32 is no linear layer"):
-        train.dequantised(torch.nn.Embedding(2, 2))
-    with pytest.raises(train.InputError, match=r"Linear of torch\.float8_e4m3fn is no linear layer"):
-        train.dequantised(torch.nn.Linear(2, 2).to(torch.float8_e4m3fn))
-    with pytest.raises(train.InputError, match="Identity is no linear layer"):
-        train.dequantised(torch.nn.Identity())
+    with pytest.raises(InputError, match=r"lora_target_modules: Embedding of torch\.float32 is no linear layer"):
+        dequantised(torch.nn.Embedding(2, 2))
+    with pytest.raises(InputError, match=r"Linear of torch\.float8_e4m3fn is no linear layer"):
+        dequantised(torch.nn.Linear(2, 2).to(torch.float8_e4m3fn))
+    with pytest.raises(InputError, match="Identity is no linear layer"):
+        dequantised(torch.nn.Identity())
 
 
 def test_dropout_is_found_wherever_a_configuration_has_it():
-    assert train.noise_off(GPT2Config()) == dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    assert noise_off(GPT2Config()) == dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     nested = Gemma3Config(text_config={"attention_dropout": 0.1})
-    assert train.noise_off(nested) == {"text_config": {"attention_dropout": 0.0}}
-    assert train.noise_off(MixtralConfig(router_jitter_noise=0.1)) == {"router_jitter_noise": 0.0}
-    assert train.noise_off(LlamaConfig()) == {}
+    assert noise_off(nested) == {"text_config": {"attention_dropout": 0.0}}
+    assert noise_off(MixtralConfig(router_jitter_noise=0.1)) == {"router_jitter_noise": 0.0}
+    assert noise_off(LlamaConfig()) == {}
 
 
 @pytest.mark.slow
@@ -160,7 +163,7 @@ def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
     template = (model / "chat_template.jinja").read_text()
     (model / "chat_template.jinja").write_text(template.replace("### Response:\n", "### Response: "))
     flags = [*STARTER, "--model_name_or_path", str(model), "--assistant_only_loss", str(counted).lower()]
-    _, training, base = train.parse([*flags, "--report_to", "none", "--output_dir", str(tmp_path)])
+    _, training, base = parse([*flags, "--report_to", "none", "--output_dir", str(tmp_path)])
     subject = train.Trainer(base, training, *[Dataset.from_list([row] * 2)] * 2)
     batch, references = subject.questions()
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -232,10 +235,10 @@ def test_sweep_keys_are_flags_and_rates_are_floats():
         flags = [f"--{key}=1" for key in sweep["parameters"]]
         gpu_only = yaml.safe_load(recipe.read_text()).get("bf16")
         if gpu_only and not torch.cuda.is_available():
-            with pytest.raises(train.InputError, match="needs a GPU"):
-                train.parse(["--config", str(recipe), *flags])
+            with pytest.raises(InputError, match="needs a GPU"):
+                parse(["--config", str(recipe), *flags])
         else:
-            data, training, base = train.parse(["--config", str(recipe), *flags])
+            data, training, base = parse(["--config", str(recipe), *flags])
             assert keys <= set(vars(data)) | set(vars(training)) | set(vars(base))
     assert sweep["command"][4] == "recipes/starter.yaml"
 
@@ -280,8 +283,8 @@ def test_bad_arguments_are_named(arguments, message, tmp_path):
     if arguments[-1].startswith("{recipe with "):
         starter = Path(STARTER[1]).read_text() if arguments[:2] == STARTER else ""
         arguments = ["--config", write(tmp_path / "recipe.yaml", starter + arguments[-1][13:-1])]
-    with pytest.raises(train.InputError, match=message):
-        train.parse(arguments)
+    with pytest.raises(InputError, match=message):
+        parse(arguments)
 
 
 @pytest.mark.parametrize(
@@ -304,8 +307,8 @@ def test_an_unfit_model_is_named_before_a_run_begins(name, content, message, tmp
     if not content:
         (model / name).unlink()
     flags = ["--model_name_or_path", str(model), "--dataset_test_split", "test[:8]", "--output_dir", str(output)]
-    with pytest.raises(train.InputError, match=message.replace("MODEL", re.escape(str(model)))) as caught:
-        train.read_data(*train.parse([*STARTER, *flags]))
+    with pytest.raises(InputError, match=message.replace("MODEL", re.escape(str(model)))) as caught:
+        train.read_data(*parse([*STARTER, *flags]))
     assert "\n" not in str(caught.value) and not output.exists()
 
 
@@ -321,8 +324,8 @@ def test_an_unfit_model_is_named_before_a_run_begins(name, content, message, tmp
 def test_no_run_is_opened_for_what_trl_refuses(flags, message, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "start_run", lambda *_: pytest.fail("a run was opened"))
     small = ["--max_steps", "2", "--dataset_test_split", "test[:8]", "--output_dir", str(tmp_path)]
-    with pytest.raises(train.InputError, match=message):
-        train.train(*train.parse([*STARTER, *small, *flags]), {})
+    with pytest.raises(InputError, match=message):
+        train.train(*parse([*STARTER, *small, *flags]), {})
     assert not any(tmp_path.iterdir())
 
 
@@ -360,9 +363,9 @@ def test_sigterm_keeps_every_row_and_exits_with_143(tmp_path):
 def test_a_rate_that_yaml_reads_as_a_string_is_named(tmp_path, monkeypatch):
     parameters = write(tmp_path / "parameters.yaml", "wandb_version: 1\nlearning_rate:\n  value: 1e-5\n")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", parameters)
-    _, training, _ = train.parse([*STARTER, "--learning_rate=1e-5"])
-    with pytest.raises(train.InputError, match=r"learning_rate: 1e-5 is a string to YAML; write 1\.0e-05"):
-        train.swept_values(training)
+    _, training, _ = parse([*STARTER, "--learning_rate=1e-5"])
+    with pytest.raises(InputError, match=r"learning_rate: 1e-5 is a string to YAML; write 1\.0e-05"):
+        swept_values(training)
     assert isinstance(yaml.safe_load("1.0e-05"), float)
 
 

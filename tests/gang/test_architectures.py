@@ -19,6 +19,9 @@ from data import load_split
 from gang.fit import unfit
 from gang.packing import packable
 from gang.step import Step, rows_to_score, together
+from inputs import InputError
+from model import check_model, load_model
+from settings import parse
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +125,7 @@ def configure(tmp_path: Path, model_type: str, changes: dict, *more: str) -> tup
         "warmup_steps": 0, "gradient_checkpointing": False, "report_to": "none", "output_dir": tmp_path / "adapters",
         "disable_tqdm": True, "dtype": "float32", "bf16": False,
     }  # fmt: skip
-    return train.parse([word for key, value in flags.items() for word in (f"--{key}", str(value))] + list(more))
+    return parse([word for key, value in flags.items() for word in (f"--{key}", str(value))] + list(more))
 
 
 class Recorder(train.Trainer):
@@ -150,7 +153,7 @@ def both(configuration: tuple) -> tuple[list, list]:
     nlls = trainer.example_losses["nll"][-1]
     for parameter, value in zip(weights, before, strict=True):
         parameter.data = value
-    model, mine = train.load_model(base, training), []
+    model, mine = load_model(base, training), []
     packed = packable(model, trainer.train_dataset["input_ids"])
     step = Step(model, [trainer.lora_layers] * 2, training)
     for pair in zip(trainer.batches, reversed(trainer.batches), strict=True):
@@ -198,8 +201,8 @@ def test_what_the_base_would_drop_is_kept_and_said(tmp_path, capsys):
 def test_dropout_that_stays_on_is_refused(tmp_path, monkeypatch):
     _, training, base = configure(tmp_path, *ALIKE["GPT-2"])
     monkeypatch.setattr(train, "noise_off", lambda config: {})  # as if its configuration did not have it
-    with pytest.raises(train.InputError, match=r"has dropout 0\.1 in transformer\.drop, which its configuration"):
-        train.load_model(base, training)
+    with pytest.raises(InputError, match=r"has dropout 0\.1 in transformer\.drop, which its configuration"):
+        load_model(base, training)
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -241,9 +244,9 @@ def test_other_storage_and_positions_are_refused_by_name(changes, flags, reason,
 def test_a_checkpoint_quantised_otherwise_is_refused_by_both(tmp_path):
     configuration = configure(tmp_path, "llama", {})
     rewrite(tmp_path / "model" / "config.json", {"quantization_config": {"quant_method": "mxfp4"}})
-    with pytest.raises(train.InputError, match="is quantised with mxfp4 already; use a checkpoint in bfloat16"):
-        train.check_model(configuration[2])
-    with pytest.raises(train.InputError, match="is quantised with mxfp4"):
+    with pytest.raises(InputError, match="is quantised with mxfp4 already; use a checkpoint in bfloat16"):
+        check_model(configuration[2])
+    with pytest.raises(InputError, match="is quantised with mxfp4"):
         unfit(configuration)
 
 

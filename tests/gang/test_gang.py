@@ -28,6 +28,9 @@ from gang.member import Member
 from gang.packing import packable
 from gang.size import Cost, best_size, choose, measure
 from gang.step import Step, rows_to_score, together, twin
+from inputs import InputError
+from model import load_model
+from settings import parse
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +80,7 @@ def rows(member) -> list[dict]:
 def alone(tmp_path, steps: int = 50, **point) -> list[dict]:
     """What train.py's trainer logs."""
     more = [f"--{key}={value}" for key, value in point.items()]
-    data, training, base = train.parse(flags(tmp_path, "--report_to", "none", *more, steps=steps))
+    data, training, base = parse(flags(tmp_path, "--report_to", "none", *more, steps=steps))
     splits = (load_split(data, split) for split in (data.dataset_train_split, data.dataset_test_split))
     trainer = train.Trainer(base, training, *splits)
     trainer.add_callback(train.Watch(SimpleNamespace(config={}, summary={})))
@@ -156,8 +159,8 @@ def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
 
 def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
     """Static shapes, dequantising in each pass, recomputing, and falling back where no CUDA graph can be captured."""
-    data, training, base = train.parse(flags(tmp_path, "--report_to", "none"))
-    model = train.load_model(base, training)
+    data, training, base = parse(flags(tmp_path, "--report_to", "none"))
+    model = load_model(base, training)
     splits = [load_split(data, split) for split in (data.dataset_train_split, "test[:8]")]
     trainer = train.Trainer(base, training, *splits, model=twin(model))
     iterator = iter(trainer.get_train_dataloader())
@@ -206,8 +209,8 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys):
 
 def test_what_a_graph_has_captured_stays_where_it_is(tmp_path):
     """A graph reads addresses: an evaluation or a generation that moved a tensor would let it read freed memory."""
-    _, training, base = train.parse(flags(tmp_path, "--report_to", "none"))
-    model = train.load_model(base, training)
+    _, training, base = parse(flags(tmp_path, "--report_to", "none"))
+    model = load_model(base, training)
     data = [{"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4]}] * 2
     rows = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
     trainer = train.Trainer(base, training, rows, rows, model=twin(model))
@@ -237,7 +240,7 @@ def test_padded_ranks_stay_zero_and_adamw_is_torchs(tmp_path):
     from gang.stack import Stack
 
     torch.manual_seed(0)
-    layers, stacked, options = [], {}, train.parse(flags(tmp_path))[1]
+    layers, stacked, options = [], {}, parse(flags(tmp_path))[1]
     for rank in (2, 5):
         net = torch.nn.Sequential(torch.nn.Linear(8, 6))
         net.requires_grad_(False)
@@ -302,7 +305,7 @@ def test_activations_are_recomputed_only_where_memory_asks_for_it(monkeypatch, c
     assert costs(Cost([1.0, 1.9], 2), Cost([1.5, 2.9], 4)) == (2, False)  # two steps of 1.9, or one of 5.7
     assert costs(Cost([], 0), Cost([1.0, 1.1], 2)) == (2, True)
     assert "memory for 2, with activations recomputed; 2 of 4 at once" in capsys.readouterr().out
-    with pytest.raises(train.InputError, match="memory is too small"):
+    with pytest.raises(InputError, match="memory is too small"):
         costs(Cost([], 0), Cost([], 0))
 
 
@@ -401,7 +404,7 @@ def test_the_sweeps_command_gives_the_flags_of_train_py():
     point = {"learning_rate": {"value": 1e-3}, "seed": {"value": 2}}
     assert sweep.arguments(point) == ["--config", "r.yaml", "--learning_rate=0.001", "--seed=2"]
     sweep.config["program"] = "other.py"
-    with pytest.raises(train.InputError, match="does not run train"):
+    with pytest.raises(InputError, match="does not run train"):
         sweep.arguments(point)
 
 

@@ -1,0 +1,155 @@
+"""The base model: whether it can be trained, how it is loaded, and its matrices as numbers."""
+
+import json
+import re
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX_NAME
+from transformers.utils.hub import cached_files
+from trl import get_quantization_config
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.trainer.utils import create_model_from_path
+
+from data import commit, is_conversational
+from inputs import InputError, first_line
+from settings import BaseConfig, TrainConfig
+
+NOISE = re.compile("(?<!classifier_)(?<!summary_first_)drop|jitter")  # those belong to heads for other tasks
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)  # how an unquantised matrix may be stored
+
+
+def noise_off(config: PreTrainedConfig) -> dict:
+    """The model's dropout and router jitter above 0, each as 0.0 instead, nested as its configuration is.
+
+    As from_pretrained takes them; the run's config shows them in model_init_kwargs. Like lora_dropout, their noise
+    would blur the comparison between learning rates.
+    """
+    off = {key: noise_off(getattr(config, key)) for key in config.sub_configs if getattr(config, key, None)}
+    for key, value in vars(config).items():
+        if NOISE.search(key) and isinstance(value, float) and value > 0:
+            off[key] = 0.0
+    return {key: value for key, value in off.items() if value != {}}
+
+
+def check_model(base: BaseConfig) -> None:
+    """Fetch the model's files and pin its revision to the commit that was got.
+
+    InputError says what is missing, or why the matrices cannot be adapted and measured.
+    """
+    name = f"model_name_or_path {base.model_name_or_path!r}"
+    try:
+        file = cached_file(base.model_name_or_path, CONFIG_NAME, revision=base.model_revision)
+        base.model_revision = commit(file or "") or base.model_revision
+        source = {"pretrained_model_name_or_path": base.model_name_or_path, "revision": base.model_revision}
+        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+        for file in weight_files(base.model_name_or_path, base.model_revision):
+            with safe_open(file, "pt"):  # compares the header with the length
+                pass
+        AutoTokenizer.from_pretrained(**source)
+    except Exception as error:  # of the network, the Hub, safetensors, tokenizers: each says in its first line what
+        hint = "give a local directory or a Hub name (and a network)"
+        if "gated repo" in str(error):
+            hint = f"ask for access at https://huggingface.co/{base.model_name_or_path} and log in: hf auth login"
+        raise InputError(f"{name}: {first_line(error)}; {hint}") from error
+    if (method := quantization(config).get("quant_method", "bitsandbytes")) != "bitsandbytes":
+        raise InputError(f"{name} is quantised with {method} already; use a checkpoint in bfloat16")
+    if base.lora_target_modules == "all-linear" and (experts := expert_count(config)):
+        hint = "use lora_target_modules: [q_proj, k_proj, v_proj, o_proj]"
+        raise InputError(f"{name} has {experts} experts in one tensor, which all-linear cannot adapt alone; {hint}")
+
+
+def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> None:
+    """Raise InputError for conversations that the model's tokenizer cannot write, or not mark the answers of."""
+    if not is_conversational(rows) or training.chat_template_path:
+        return
+    tokenizer = AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+    name = f"model_name_or_path {base.model_name_or_path!r}"
+    if not tokenizer.chat_template:
+        hint = "set chat_template_path, or give rows of prompt + completion as plain text"
+        raise InputError(f"{name} has no chat template, which rows of turns need; {hint}")
+    if training.assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
+        try:
+            get_training_chat_template(tokenizer)  # TRL has one for each well-known template
+        except ValueError as error:
+            hint = "mark them with {% generation %}, or give rows of prompt + completion"
+            raise InputError(f"assistant_only_loss: the chat template of {name} marks no answers; {hint}") from error
+
+
+def quantization(config: PreTrainedConfig) -> dict:
+    """How a checkpoint is quantised, as it says itself; empty if it is not."""
+    return getattr(config, "quantization_config", None) or {}
+
+
+def expert_count(config: PreTrainedConfig) -> int:
+    """The experts of a mixture (the architectures name their number differently), else 0."""
+    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    counts = [getattr(config.get_text_config(), key, None) or 0 for key in keys]
+    return max(counts) if max(counts) > 1 else 0
+
+
+def weight_files(name: str, revision: str) -> list[str]:
+    """The model's safetensors files, fetched where they are on the Hub."""
+    optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    if not cached_file(name, SAFE_WEIGHTS_NAME, **optional) and (index := cached_file(name, INDEX_NAME, **optional)):
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+        return cached_files(name, sorted(set(shards)), revision=revision)
+    return cached_files(name, [SAFE_WEIGHTS_NAME], revision=revision)
+
+
+def model_arguments(base: BaseConfig, training: TrainConfig) -> dict:
+    """What `from_pretrained` is called with, besides the quantisation; the base's dropout is off."""
+    config = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+    return {
+        "revision": base.model_revision,
+        "attn_implementation": base.attn_implementation,
+        "dtype": base.dtype,
+        "use_safetensors": True,
+        **(training.model_init_kwargs or {}),
+        **noise_off(config),
+    }
+
+
+def load_model(base: BaseConfig, training: TrainConfig) -> PreTrainedModel:
+    """The base as SFTTrainer would load it from its name, its dropout off; InputError if some stays on."""
+    if noise := noise_off(AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)):
+        print(f"train.py: the base model's dropout is off, its noise would blur the comparison: {noise}")
+    device_map = {"device_map": None} if PartialState().num_processes > 1 else {}  # each process has its own GPU
+    model = create_model_from_path(
+        base.model_name_or_path,
+        quantization_config=get_quantization_config(base),
+        trust_remote_code=False,
+        **device_map,
+        **model_arguments(base, training),
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            what = f"dropout {module.p:g} in {name}, which its configuration cannot turn off"
+            raise InputError(f"model_name_or_path {base.model_name_or_path!r} has {what}; use another model")
+        if isinstance(module, bnb.nn.Linear4bit):
+            # With AVX512-BF16, bitsandbytes 0.50 repacks the weights at the first evaluation; from then on no gradient
+            # passes through them, and norms halve without an error (docs/upstream.md).
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def dequantised(layer: nn.Module) -> torch.Tensor:
+    """The matrix W [out, in] of a linear layer, in bitsandbytes' 4 or 8 bits or plain; InputError on other kinds."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, bnb.nn.Params4bit):
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    if isinstance(weight, bnb.nn.Int8Params):
+        scale = layer.state.SCB if weight.SCB is None else weight.SCB  # the first forward pass moves it
+        return bnb.functional.int8_vectorwise_dequant(weight.data, scale)
+    if isinstance(layer, nn.Linear | Conv1D) and type(weight.data) is torch.Tensor and weight.dtype in PLAIN:
+        return weight.data.T if isinstance(layer, Conv1D) else weight.data
+    kind = type(layer).__name__ if weight is None else f"{type(layer).__name__} of {weight.dtype}"
+    raise InputError(f"lora_target_modules: {kind} is no linear layer in NF4, FP4, int8, bfloat16, float16 or float32")

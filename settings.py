@@ -1,0 +1,149 @@
+"""The settings of a run: a recipe and flags, read as TRL's own configurations with this study's defaults."""
+
+import difflib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from trl import ModelConfig, SFTConfig, TrlParser
+
+import inputs
+from data import DataConfig
+from inputs import InputError, first_line
+
+# Settings without which the measurements would be wrong, and why.
+REQUIRED = {
+    "use_peft": (True, "the study is one of LoRA's learning rate"),
+    "logging_steps": (1, "an instability can be over within a few steps"),
+    "packing": (False, "the paired statistics need one row per example"),
+    "padding_free": (False, "the paired statistics need one row per example"),
+    "train_sampling_strategy": ("random", "batches of like lengths imitate an oscillation"),
+    "fp16": (False, "its loss scaling starts with an overflow, which looks like divergence; use bf16"),
+    "batch_eval_metrics": (False, "the evaluation needs all examples at once"),
+    "dataset_streaming": (False, "the data's fingerprint needs all rows"),
+    "trust_remote_code": (False, "a model's own code could do anything here"),
+}
+
+
+@dataclass
+class BaseConfig(ModelConfig):
+    """TRL's ModelConfig with QLoRA's defaults (arXiv 2305.14314): NF4, double quantisation, all linear layers."""
+
+    dtype: str | None = field(default=None, metadata={"help": "Compute dtype; default bfloat16 on a GPU that has it."})
+    use_peft: bool = True
+    load_in_4bit: bool = True
+    use_bnb_nested_quant: bool = True
+    lora_target_modules: list[str] | None = field(default_factory=lambda: ["all-linear"])
+    lora_dropout: float = 0.0  # dropout noise would blur the comparison between learning rates
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dtype is None:
+            self.dtype = "bfloat16" if gpu_has_bfloat16() else "float32"
+
+
+@dataclass
+class TrainConfig(SFTConfig):
+    """TRL's SFTConfig with the defaults that a study of learning rates needs."""
+
+    output_dir: str = field(default="outputs/adapters", metadata={"help": "The adapter goes to a folder in it."})
+    report_to: str = "wandb"
+    logging_steps: int = 1  # an instability can be over within a few steps
+    logging_nan_inf_filter: bool = False  # the filter replaces a NaN loss by the running mean, and hides divergence
+    eval_on_start: bool = True  # B = 0, so step 0 is the base model: equal for all rates, and the yardstick for harm
+    eval_strategy: str = "no"  # the steps of `evaluation_steps` instead: dense early, where the rates part
+    save_strategy: str = "no"
+    # "constant" ignores warm-up without a word; decay would show the schedule along with the rate.
+    lr_scheduler_type: str = "constant_with_warmup"
+    warmup_steps: float = 0.03
+    adapter_dtype: str = field(
+        default="float32",
+        metadata={
+            "choices": ["float32", "bfloat16", "bfloat16_weights"],
+            # TRL stores QLoRA adapters in bfloat16. Its 8 significant bits round small updates away: at 1e-5 most of
+            # A never moves, which looks like a rate that is too low.
+            "help": "Storage of the adapter; bfloat16 reproduces TRL's own choice (weights, gradients and Adam's "
+            "moments), bfloat16_weights rounds the weights alone after each step.",
+        },
+    )
+    freeze_a: bool = field(default=False, metadata={"help": "Keep LoRA's A at its initialisation: a control."})
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = gpu_has_bfloat16()
+        elif self.bf16 and not gpu_has_bfloat16():
+            raise InputError(
+                "bf16: true needs a GPU with bfloat16, and none is visible; recipes/starter.yaml runs on a CPU"
+            )
+        super().__post_init__()
+
+
+def gpu_has_bfloat16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class Parser(TrlParser):
+    """TRL's parser, whose refusals are InputErrors."""
+
+    def __init__(self):
+        configurations = (DataConfig, TrainConfig, BaseConfig)
+        super().__init__(configurations, usage=inputs.USAGE, allow_abbrev=False, add_help=False)
+
+    def error(self, message: str):
+        raise InputError(message)
+
+    def take(self, recipe: dict) -> None:
+        """Make the recipe's values the defaults, read as flags would be; a list or nothing for a number is refused."""
+        for action in self._actions:
+            if (value := recipe.get(action.dest)) is None and action.dest not in recipe:
+                continue
+            if action.type in (int, float) and not isinstance(value, int | float | str | None):
+                raise InputError(f"{action.dest}: {value} is no number; what varies stands in sweep.yaml")
+            if action.type in (int, float) and value is None and action.default is not None:
+                raise InputError(f"{action.dest}: no value; the default is {action.default}")
+            action.default = str(value) if isinstance(value, int | float) else value
+
+
+def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
+    """Recipe and flags to configurations; InputError names a key that TRL does not know, or a value that is unfit."""
+    recipe, flags = inputs.read(arguments)
+    parser = Parser()
+    known = {action.dest for action in parser._actions}
+    used = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
+    for key in (*recipe, *used):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise InputError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    inputs.check(arguments)
+    parser.take(recipe)
+    try:
+        data, training, base = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    except ValueError as error:  # of TRL's and Hugging Face's own checks of the values
+        raise InputError(first_line(error)) from error
+    settings = vars(data) | vars(training) | vars(base)
+    inputs.check_numbers(settings)
+    for key, (value, reason) in REQUIRED.items():
+        if settings.get(key, value) != value:
+            raise InputError(f"{key}: {settings[key]} is not possible here, use {str(value).lower()}: {reason}")
+    warmup = training.get_warmup_steps(training.max_steps)
+    if training.lr_scheduler_type != "constant" and 0 < training.max_steps <= warmup:
+        hint = "give more steps, or warmup_steps: 0"
+        raise InputError(
+            f"max_steps: {training.max_steps} ends in the warm-up, before learning_rate is reached; {hint}"
+        )
+    return data, training, base
+
+
+def swept_values(training: TrainConfig, point: dict | None = None) -> dict:
+    """What the sweep varies, as W&B's agent wrote it down; for a run alone its learning rate."""
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if not path and point is None:
+        return {"learning_rate": training.learning_rate}
+    written = point or yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    values = {key: entry["value"] for key, entry in written.items() if not key.startswith("wandb_")}
+    for key, value in values.items():
+        if isinstance(value, str) and isinstance(getattr(training, key, None), float):
+            raise InputError(f"sweep.yaml: {key}: {value} is a string to YAML; write {float(value):.1e}")
+    return values
