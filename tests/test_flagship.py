@@ -19,7 +19,7 @@ PARTS = ("analysis", "gang", "local_wandb", "recipes", "starter")
 def test_the_script_goes_from_the_data_to_the_report(tmp_path):
     for part in PARTS:
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", "data*"))
-    for file in ROOT.glob("*.py"):
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("*.jinja")):
         shutil.copy(file, tmp_path)
     shutil.copytree(ROOT / "starter/model", tmp_path / "outputs/flagship_base")
     recipe = tmp_path / "recipes/flagship.yaml"

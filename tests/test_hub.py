@@ -194,6 +194,6 @@ def test_a_run_from_the_cache_records_both_commits(hub, home, offline, server, t
     assert "train (train): 80 rows" in result.stdout and "⟦0 and one" in result.stdout
     (folder,) = tmp_path.iterdir()
     code = "import json, sys, wandb; print(json.dumps(dict(wandb.Api().run(sys.argv[1]).config)))"
-    config = json.loads(server.run(sys.executable, "-c", code, f"local/hub/{folder.name}").stdout)
+    config = json.loads(server.run(sys.executable, "-c", code, f"local/hub/{folder.name.split('-')[-1]}").stdout)
     assert config["model_revision"] == list(hub.repository("models", "acme/base").commits)[-1]
     assert config["dataset_revision"] == list(hub.repository("datasets", "acme/chat").commits)[-1]
