@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analysis.files import number
 from analysis.followups import sweep_file
-from analysis.words import fence, plural
+from analysis.words import decimals, fence, plural
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +52,19 @@ def reproduction(r: dict, raw: dict, directory: Path) -> list[dict]:
             {"title": f"{shown['id']} ({shown.get('name')}, {shown.get('state')})", "commands": fence(commands)}
         )
     return found
+
+
+def adapter(r: dict, raw: dict) -> dict | None:
+    """Which adapter to use, and the Python that loads it on the base as it was trained."""
+    best = r["adapter"]
+    if not best:
+        return None
+    words = (
+        f"The adapter to use is that of {best['name']} ({best['run']}, final eval loss {decimals(best['loss'])}): in "
+        f"{best['folder']}, and in W&B as model-{best['run']}:latest. Loaded so, it stands on the base that it was "
+        "trained on; on the plain base the losses, and sometimes the order of the rates, are others."
+    )
+    return {"words": words, "load": fence(str(raw["adapter"]["load"]).splitlines(), "python")}
 
 
 def settings(r: dict) -> list[dict]:

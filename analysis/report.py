@@ -63,6 +63,7 @@ def context(results: dict, directory: Path, pictures: list[str]) -> dict:
         "r": r,
         "answer": answer(r),
         "basis": basis(r),
+        "adapter": None if r["side_by_side"] else provenance.adapter(r, results),
         "alarms": [f"{c['check']}: {c['detail']}" for c in r["checks"] if c["passed"] is False],
         "groups": tables.table(tables.GROUPS, r["groups"], r) if r["side_by_side"] else None,
         "pictures": pictures,

@@ -30,6 +30,7 @@ def results(study: Study) -> dict:
         "basin": basin(study),
         "advice": None if study.advice is None else asdict(study.advice) | {"rise": estimate(study.advice.rise)},
         "optimum": study.optimum,
+        "adapter": adapter(study),
         "rates": [rate_row(study, row) for row in study.rows],
         "budget": study.budget,
         "controls": [
@@ -108,6 +109,17 @@ def data(study: Study) -> dict:
         "steps_per_pass": study.steps_per_pass,
         "passes": max((run.passes for run in runs if run.passes), default=None),
     }
+
+
+def adapter(study: Study) -> dict | None:
+    """The run of the best rate that ended lowest, and how its adapter is loaded; None where no run says that."""
+    runs = [] if study.best_rate is None else study.at(study.best_rate)
+    runs = [run for run in runs if "load_adapter" in run.summary and run.final_eval_loss is not None]
+    if not runs:
+        return None
+    best = min(runs, key=lambda run: run.final_eval_loss)
+    found = {"run": best.id, "name": best.name, "loss": best.final_eval_loss}
+    return found | {"folder": best.config.get("output_dir"), "load": best.summary["load_adapter"]}
 
 
 def basin(study: Study) -> dict | None:

@@ -107,6 +107,6 @@ def shortened(text: object, limit: int = 300) -> str:
     return text if len(text) <= limit else re.sub(r"&[^;]*$", "", text[:limit]) + " …"
 
 
-def fence(commands: list[str]) -> str:
+def fence(commands: list[str], language: str = "bash") -> str:
     """A code block that no value can close: neither line ends nor backticks survive in it."""
-    return "```bash\n" + "\n".join(re.sub(r"[`\r\n]", "?", command) for command in commands) + "\n```"
+    return f"```{language}\n" + "\n".join(re.sub(r"[`\r\n]", "?", command) for command in commands) + "\n```"

@@ -2,7 +2,11 @@
 // run (names, values, verdicts) goes into the page as text, never as HTML.
 "use strict";
 
-const STOPS = ["#8a4fc7", "#2f6fde", "#1a9e8f", "#d69500"]; // low to high rate; no red: red says diverged
+// Viridis, as in the report: a rate has the same colour everywhere, by its value on a logarithmic scale. No red: that says
+// diverged. On a dark page the scale starts lighter.
+const SPAN = [3e-6, 3e-2];
+const LIGHT = ["#440154", "#482173", "#433e85", "#38588c", "#2e6f8e", "#25848e", "#1f9a8a", "#29af7f", "#4ec36b", "#81d34d", "#bddf26"];
+const DARK = ["#355f8d", "#2d718e", "#26828e", "#20928c", "#20a386", "#2fb47c", "#4ec36b", "#75d054", "#a2da37", "#d2e21b", "#fde725"];
 const BAD = "✗";
 const U = "Final eval loss against learning rate";
 const runs = new Map(); // id -> run, with all points so far
@@ -43,16 +47,18 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// Colours: one per learning rate, from the low end of the scale to the high one.
+// Colours: one per learning rate, tied to its value.
 
 function colours() {
   const rates = [...new Set([...runs.values()].map((run) => run.rate))].sort((a, b) => a - b);
-  return new Map(rates.map((rate, i) => [rate, mix(rates.length > 1 ? i / (rates.length - 1) : 0)]));
+  const [low, high] = SPAN.map(Math.log10);
+  return new Map(rates.map((rate) => [rate, rate > 0 ? mix((Math.log10(rate) - low) / (high - low)) : css("--quiet")]));
 }
 
 function mix(at) {
-  const place = at * (STOPS.length - 1), from = Math.min(Math.floor(place), STOPS.length - 2), share = place - from;
-  const part = (stop, i) => parseInt(STOPS[stop].slice(1 + 2 * i, 3 + 2 * i), 16);
+  const stops = matchMedia("(prefers-color-scheme: dark)").matches ? DARK : LIGHT;
+  const place = Math.min(1, Math.max(0, at)) * (stops.length - 1), from = Math.min(Math.floor(place), stops.length - 2);
+  const share = place - from, part = (stop, i) => parseInt(stops[stop].slice(1 + 2 * i, 3 + 2 * i), 16);
   return `rgb(${[0, 1, 2].map((i) => Math.round(part(from, i) * (1 - share) + part(from + 1, i) * share)).join(",")})`;
 }
 

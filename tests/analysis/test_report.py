@@ -59,6 +59,22 @@ def test_the_answer_says_what_to_use_when_to_stop_and_what_else_costs():
     )
 
 
+def loadable(record):
+    record["summary"]["load_adapter"] = 'model = load("a_b")\n```\n<b>'
+    record["config"]["output_dir"] = f"outputs/adapters/{record['id']}"
+
+
+def test_the_adapter_to_use_is_the_lowest_of_the_best_rate_with_the_lines_that_load_it(tmp_path):
+    found = analyse(change=loadable)
+    best = [run for run in found["runs"] if run["learning_rate"] == found["best_rate"]]
+    lowest = min(best, key=lambda run: run["final_eval_loss"])
+    assert found["adapter"]["run"] == lowest["id"]
+    text = page(found, tmp_path)
+    assert f"outputs/adapters/{lowest['id']}, and in W&B as model-{lowest['id']}:latest" in text.replace("\\", "")
+    assert '```python\nmodel = load("a_b")\n???\n<b>\n```' in text
+    assert analyse()["adapter"] is None and "The adapter to use" not in page(analyse(), tmp_path)
+
+
 def test_the_answer_flips_with_the_data():
     assert "use 1e-3," in headline.answer(analyse({2e-4: "suboptimal", 1e-3: "good"}))
     assert "use 2e-4," in headline.answer(analyse({2e-4: "good", 1e-3: "suboptimal"}))
