@@ -200,7 +200,7 @@ def test_what_the_base_would_drop_is_kept_and_said(tmp_path, capsys):
 
 def test_dropout_that_stays_on_is_refused(tmp_path, monkeypatch):
     _, training, base = configure(tmp_path, *ALIKE["GPT-2"])
-    monkeypatch.setattr(train, "noise_off", lambda config: {})  # as if its configuration did not have it
+    monkeypatch.setattr("model.noise_off", lambda config: {})  # as if its configuration did not have it
     with pytest.raises(InputError, match=r"has dropout 0\.1 in transformer\.drop, which its configuration"):
         load_model(base, training)
 
