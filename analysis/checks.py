@@ -1,11 +1,12 @@
 """Instrument checks: what must hold for the comparison to mean anything. A failed one is printed first and loudly."""
 
 import math
+from collections import Counter
 
 from analysis.rates import example_set
 from analysis.study import Study, gang_of
 from analysis.sweep import points
-from analysis.words import listed, plural, rate_label
+from analysis.words import in_words, listed, plural, rate_label
 
 BASE_TOLERANCE = 1e-3  # nats per token: LoRA's B is 0 at step 0, so every run is the base model there
 RATE_TOLERANCE = 1e-3  # relative: the schedule's peak against the requested rate
@@ -66,16 +67,22 @@ def not_finite_alone(study: Study) -> dict:
     """Runs of a gang share nothing but the instrument: that two become non-finite in one step is its fault."""
     failures = []
     for fault in study.faults:
-        seeds: dict[float | None, list[str]] = {}
-        for run in fault.runs:
-            seeds.setdefault(run.learning_rate, []).append(str(run.seed))
-        where = "; ".join(f"{rate_label(rate)} seed {listed(found)}" for rate, found in seeds.items())
+        lost = Counter(run.learning_rate for run in fault.runs)
+        size = Counter(run.learning_rate for run in study.everything)
+        who = listed([members(rate_label(rate), found, size[rate]) for rate, found in lost.items()])
         failures.append(
-            f"{len(fault.runs)} members of gang {fault.gang} ({where}) went non-finite in step {fault.step} together: "
-            f"the instrument, not the rate. Their rows from there on are left out, and they are judged by those before"
+            f"{who[0].upper()}{who[1:]} became NaN at the same step, {fault.step}: a software fault, not the rate. "
+            "They are judged by the steps before"
         )
     gangs = {gang_of(run) for run in study.runs} - {None}
     return result("not finite alone", failures, f"in {plural(len(gangs), 'gang')}", bool(gangs))
+
+
+def members(rate: str, found: int, size: int) -> str:
+    """All three 5e-3 runs; two of three 5e-3 runs."""
+    if found < size:
+        return f"{in_words(found)} of {in_words(size)} {rate} runs"
+    return {1: f"the only {rate} run", 2: f"both {rate} runs"}.get(size, f"all {in_words(size)} {rate} runs")
 
 
 def base_equal(study: Study) -> dict:
