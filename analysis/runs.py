@@ -31,6 +31,7 @@ EVERY_ROW = ("_runtime", "train/epoch")  # in the rows of evaluations too, so tw
 
 COMPLETE = 0.95  # share of the planned steps from which a run has an end to report (science: class "incomplete")
 TAIL = 0.10  # share of the steps whose mean train loss is "final" ...
+NEAR_PASS = 0.10  # share of a pass within which an evaluation stands for its end
 TAIL_STEPS = 10  # ... and at least so many steps, since one batch alone is noise
 
 
@@ -239,11 +240,12 @@ class Run:
 
     @property
     def one_pass(self) -> Checkpoint | None:
-        """The last evaluation within the first pass over the training examples; None if the run made none."""
-        if self.steps_per_pass is None or self.last_step < COMPLETE * self.steps_per_pass:
+        """The evaluation nearest to the end of the first pass over the training examples; None if none is near it."""
+        end = self.steps_per_pass
+        if end is None or self.last_step < COMPLETE * end:
             return None
-        series = self["eval/loss"].finite.between(COMPLETE / 2 * self.steps_per_pass, self.steps_per_pass)
-        return self.at(int(series.step[-1])) if len(series) else None
+        series = self["eval/loss"].finite.between((1 - NEAR_PASS) * end, (1 + NEAR_PASS) * end)
+        return self.at(int(series.step[np.abs(series.step - end).argmin()])) if len(series) else None
 
 
 def read_run(record: dict) -> Run:

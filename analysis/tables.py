@@ -125,11 +125,16 @@ def level(x: dict, r: dict) -> str:
     )
 
 
+def one_pass(x: dict, r: dict) -> str:
+    found = x["one_pass"]
+    return NONE if found["mean"] is None else f"{mean_sd(found)}, step {found['step']}"
+
+
 MOMENTS: Columns = (
     ("Learning Rate", lambda x, r: rate_label(x["learning_rate"])),
     ("Level at the end [95 %]", level),
     ("Eval − train loss", lambda x, r: mean_sd(x["gap"], "+.3f")),
-    ("After one pass", lambda x, r: mean_sd(x["one_pass"])),
+    ("After one pass", one_pass),
     ("Cost after one pass [95 %]", cost("one_pass")),
     ("Steps to 50 % of the best gain", lambda x, r: steps(x["steps"]["0.5"], r["planned_steps"])),
     ("to 95 %", lambda x, r: steps(x["steps"]["0.95"], r["planned_steps"])),
