@@ -6,6 +6,8 @@ from analysis import behaviour
 from analysis.files import number
 from analysis.words import bounds, decimals, in_words, labels, listed, plural, rate_label, settings, some
 
+TOO_NARROW = " Intervals take the examples as independent (modules not recorded), so they are too narrow."
+
 
 def row_of(r: dict, wanted: float) -> dict | None:
     return next((row for row in r["rates"] if math.isclose(row["learning_rate"], wanted, rel_tol=1e-6)), None)
@@ -48,7 +50,7 @@ def answer(r: dict) -> str:
     parts = [f"**{first}**" if r["seeds"] > 1 else first, *ties(r, advice)]
     costs = [words for x in either_side(r) if (words := cost(r, x))]
     parts += [f"{'; '.join(costs)}."] if costs else []
-    return " ".join([*parts, *lower_with_early_stopping(r, best), *seed_warning(r)])
+    return " ".join([*parts, *at_the_edge(r), *lower_with_early_stopping(r, best), *seed_warning(r)])
 
 
 def side_by_side(r: dict) -> str:
@@ -83,19 +85,27 @@ def when(r: dict, advice: dict) -> str:
     """For how long to train at the best rate."""
     end, low = decimals(advice["end"], ".2f"), decimals(advice["low"], ".2f")
     step, last, made = advice["low_step"], advice["end_step"], number(advice["low_passes"])
+    fell = dict(zip([advice["rate"], *advice["tied"]], advice["falling"], strict=True))
+    still = {rate: by for rate, by in fell.items() if by >= r["basin"]["width"] / 2}
+    each = ", ".join(f"{rate_label(rate)} still falling by {decimals(by, '.2f')}" for rate, by in still.items())
+    others = f", {each} over the last quarter" if still else ""
     if advice["stop"]:
-        both = f"(step {step}: {low}; step {last}: {end})"
+        both = f"(step {step}: {low}; step {last}: {end}{others})"
         if made is None:
             return f", and stop at step {step} of {last} {both}"
         about = "about one pass" if abs(made - 1) <= 0.1 else f"about {made:.1f} passes"
         return f", for {about} over the data {both}"
-    if advice["falling"] >= r["basin"]["width"] / 2:
-        fell = decimals(advice["falling"], ".2f")
-        return f", for all {last} steps ({end}, still falling: {fell} over the last quarter)"
+    if len(still) == len(fell):
+        most = decimals(max(still.values()), ".2f")
+        return f", for all {last} steps ({end}, still falling: {most} over the last quarter)"
     rise = advice["rise"]
-    if rise is not None and rise["mean"] >= behaviour.REBOUND_NATS:
-        return f", for {step} to {last} steps ({low} and {end}, not told apart)"
-    return f", for all {last} steps ({end}, flat over the last quarter)"
+    if rise is not None and rise["mean"] >= behaviour.REBOUND_NATS and advice["rate"] not in still:
+        both = f"({low} and {end}, not told apart{others})"
+        return f", and stop at step {step} of {last}: the rest gains nothing {both}"
+    if not still:
+        return f", for all {last} steps ({end}, flat over the last quarter)"
+    flat = labels([rate for rate in fell if rate not in still])
+    return f", for all {last} steps ({end}; {flat} flat{others})"
 
 
 def to_use(r: dict, advice: dict) -> str:
@@ -138,7 +148,10 @@ def cost(r: dict, x: dict) -> str:
     end, best = (x["difference"][moment] for moment in ("end", "best"))
     if x["diverged"]:
         if base is not None and last is not None and last >= base:
-            return f"{name} ends worse than untrained ({decimals(last, '.2f')} against {decimals(base, '.2f')})"
+            both = f"({decimals(last, '.2f')} against {decimals(base, '.2f')})"
+            if x["cut_off"] is not None:
+                return f"{name} was worse than untrained when cut off at step {x['cut_off']} {both}"
+            return f"{name} ends worse than untrained {both}"
         return f"{name} diverged in {x['diverged']} of {plural(x['n'], 'run')}"
     if end is None:
         return f"{name} reached no end"
@@ -152,6 +165,16 @@ def cost(r: dict, x: dict) -> str:
         at_best = decimals(max(best["mean"], 0.0), ".2f")
         return f"{name} costs {at_best} at its best checkpoint and {price} at the end"
     return f"{name} costs {price}"
+
+
+def at_the_edge(r: dict) -> list[str]:
+    """That the best rate is the outermost one, so the optimum may lie beyond."""
+    o, rates, best = r["optimum"], [x["learning_rate"] for x in r["rates"]], r["best_rate"]
+    if o is None or o["reason"] != "edge" or o["tested"] < 2:
+        return []
+    end, beyond = ("highest", "higher") if o["right"] is None else ("lowest", "lower")
+    what = "was run" if best in (rates[0], rates[-1]) else "ended"
+    return [f"{rate_label(best)} is the {end} rate that {what}: a {beyond} one may be better."]
 
 
 def lower_with_early_stopping(r: dict, best: dict) -> list[str]:
@@ -181,7 +204,13 @@ def basis(r: dict) -> str:
         f"Eval loss in nats per answer token, {seeds}"
         f"{f' over {examples}' if examples else ''}; untrained {decimals(r['base_loss'], '.2f')}. "
         f"A difference below {decimals(r['basin']['width'])} does not matter here."
+        f"{'' if modules_known(r) else TOO_NARROW}"
     )
+
+
+def modules_known(r: dict) -> bool:
+    """Whether intervals can take the examples of one module together; where there are no examples, nothing is lost."""
+    return not r["data"]["eval_examples"] or bool(r["data"]["eval_modules"])
 
 
 def eval_set(r: dict) -> str:

@@ -37,9 +37,10 @@ def mechanism(rates: list[Rate], rank: float | None, alpha: float | None) -> dic
                 "learning_rate": eta,
                 "full_step": eta * update / weight,
                 "step": found[0][0] if found else None,
-                "predicted": spread([predicted for _, predicted, _ in found]).mean,
-                "measured": spread([measured for _, _, measured in found]).mean,
-                "ratio": spread([measured / predicted for _, predicted, measured in found]).mean,
+                "first_move": bool(found) and all(first for *_, first in found),
+                "predicted": spread([predicted for _, predicted, *_ in found]).mean,
+                "measured": spread([measured for _, _, measured, _ in found]).mean,
+                "ratio": spread([measured / predicted for _, predicted, measured, _ in found]).mean,
                 "end": row.update_ratio.mean,
                 "stable_rank": row.stable_rank.mean,
                 "entry_steps": [1 / (math.sqrt(3 * d) * eta) for d in (max(widths), min(widths))],
@@ -60,12 +61,16 @@ def shapes(run: Run) -> list[tuple[float, float, float, float]]:
     return rows if all(x and x > 0 for row in rows for x in row) else []
 
 
-def predicted_and_measured(run: Run, unit: float) -> tuple[int, float, float] | None:
-    """The first evaluation within the first tenth whose ‖ΔW‖ is not 0: (step, predicted, measured) ‖ΔW‖/‖W‖."""
+def predicted_and_measured(run: Run, unit: float) -> tuple[int, float, float, bool] | None:
+    """The first evaluation within the first tenth whose ‖ΔW‖ is not 0: (step, predicted, measured) ‖ΔW‖/‖W‖.
+
+    Last, whether that step is the first with a rate above 0: until then all rates' runs are the same.
+    """
     series = run["eval/update_ratio"].finite.between(1, max(2.0, EARLY * (run.planned_steps or 0)))
     moved = np.flatnonzero(series.value > 0)  # a warm-up's first rate is 0
     if not len(moved):
         return None
     step, logged = int(series.step[moved[0]]), run["train/learning_rate"].finite
     travelled = float(logged.between(1, step).value.sum())
-    return (step, unit * travelled, float(series.value[moved[0]])) if travelled > 0 else None
+    first = step == 1 or (len(logged.between(1, step - 1)) > 0 and not logged.between(1, step - 1).value.any())
+    return (step, unit * travelled, float(series.value[moved[0]]), first) if travelled > 0 else None

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import behaviour, provenance, tables
 from analysis.files import number
-from analysis.headline import answer, basis, by_loss, improved, row_of
+from analysis.headline import answer, basis, by_loss, improved, modules_known, row_of
 from analysis.hypotheses import STANDARD
 from analysis.statistics import COARSE
 from analysis.tables import winner
@@ -116,7 +116,8 @@ def legend(r: dict) -> str:
     words = ""
     found = next((x["difference"]["end"] for x in by_loss(r)[1:] if x["difference"]["end"]), None)
     if found is not None and found["interval"]:
-        words += f"Intervals: 95 %, over {found['covers']}."
+        narrow = "" if modules_known(r) else "; examples taken as independent (modules not recorded), so too narrow"
+        words += f"Intervals: 95 %, over {found['covers']}{narrow}."
     if winner(r) is None and by_loss(r) and len(r["rates"]) > 1:
         open_rates = [x["learning_rate"] for x in r["rates"] if x["basin"]["verdict"] != "out"]
         if r["side_by_side"]:
@@ -142,13 +143,13 @@ def passes(r: dict) -> list[str]:
         if None in (end, best) or end["mean"] - best["mean"] <= max(behaviour.REBOUND_NATS, 0.1 * end["mean"]):
             continue
         name, over = rate_label(x["learning_rate"]), rate_label(r["best_rate"])
-        parts = [f"{decimals(first['mean'], '+.3f')} after one pass"] if first else []
+        parts = [f"{decimals(first['mean'], '+.3f')} after one pass (step {x['one_pass']['step']})"] if first else []
         parts += [
             f"{decimals(best['mean'], '+.3f')} at the best checkpoints",
             f"{decimals(end['mean'], '+.3f')} at the end",
         ]
-        late = max(0.0, min(1.0, 1 - best["mean"] / end["mean"]))
-        again = made > 1 and x["behaviours"].get("overfitting", 0) * 2 > x["n"]
+        again = first is not None and made > 1 and x["behaviours"].get("overfitting", 0) * 2 > x["n"]
+        late = max(0.0, min(1.0, 1 - (first if again else best)["mean"] / end["mean"]))
         cause = "when examples are seen again" if again else "after its best checkpoint"
         found.append(f"{name} − {over}: {', '.join(parts)}. {percent(late)} of its cost at the end arises {cause}.")
     chosen = [x["best_eval"] for x in r["rates"] if x["best_eval"]["n"]]
@@ -168,7 +169,8 @@ def budget(r: dict) -> str:
     changes = [b for a, b in pairwise(rows) if a["best_rate"] != b["best_rate"]]
     path = ", ".join(f"{rate_label(x['best_rate'])} from step {x['step']}" for x in changes[-4:])
     words = f"{rate_label(first['best_rate'])} is best after {first['step']} steps, then {path}."
-    if first["best_rate"] > last["best_rate"]:
+    trial = 0.1 * (r["planned_steps"] or 0)  # a rate that leads before a tenth of the steps misleads no trial run
+    if any(x["best_rate"] > last["best_rate"] for x in rows if x["step"] >= trial):
         words += " Short trial runs, range tests and successive halving would choose too high a rate here."
     schedule = str(r["recipe"].get("lr_scheduler_type", ""))
     return words + (
@@ -244,7 +246,7 @@ def speed(r: dict) -> str:
         name = rate_label(first["learning_rate"])
         text = f"{name} was first to 80 % of the best gain, after {first_steps:.0f} of {r['planned_steps']} steps"
         if len(reached) > 1:
-            slower = f"{last_steps:.0f} ({last_steps / max(first_steps, 1e-9):.1f}×)"
+            slower = f"{last_steps:.0f} (about {float(f'{last_steps / max(first_steps, 1e-9):.2g}'):g} ×)"
             text += (
                 f"; the last of the {len(reached)} that reached it, {rate_label(last['learning_rate'])}, took {slower}"
             )
@@ -315,10 +317,20 @@ def insights(r: dict) -> list[str]:
         found.append(
             f"Eval loss minus train loss at the end runs from {decimals(low['gap']['mean'], '+.2f')} at "
             f"{rate_label(low['learning_rate'])} to {decimals(high['gap']['mean'], '+.2f')} at "
-            f"{rate_label(high['learning_rate'])}: the more, the more was learned of the training examples alone."
+            f"{rate_label(high['learning_rate'])}{gap_means(number(r['data']['passes']))}."
         )
     found += [control(r, c) for c in ([] if r["side_by_side"] else r["controls"])]
     return found or ["None: too few runs have reached an end."]
+
+
+def gap_means(passes: float | None) -> str:
+    """What a gap between train and eval loss can mean, by how often the examples were seen."""
+    if passes is None:
+        return ""
+    if passes > 1:
+        return ": the more, the more was learned of the training examples alone"
+    fit = "so this is fit to the training modules (and harder or easier batches), not memory"
+    return f": no training example was seen twice, {fit}"
 
 
 def control(r: dict, c: dict) -> str:
@@ -376,23 +388,29 @@ def why(r: dict) -> list[str]:
     found, rows = [], [x for x in m["rows"] if x["ratio"] is not None]
     if rows:
         ratios = [x["ratio"] for x in rows]
-        even = max(ratios) - min(ratios) < 0.05
+        even, step = max(ratios) - min(ratios) < 0.05, rows[0]["step"]
+        same = f"At step {step} the measured size is"
         which = f"{min(ratios):.2f} at {'every rate' if len(rows) > 1 else 'this rate'}" if even else (
             f"{min(ratios):.2f} to {max(ratios):.2f}"
         )  # fmt: skip
-        step = rows[0]["step"]
-        found.append(
-            f"At step {step} the measured size is {which} times that predicted for a gradient of steady sign"
-            + (": noisy gradients average in Adam, and the rate sets the size." if even and max(ratios) < 1 else ".")
-        )
+        if even and len(rows) > 1 and all(x["first_move"] and x["step"] == step for x in rows):
+            noisy = f": {in_words(step)} noisy gradients average in Adam" if step > 1 and max(ratios) < 1 else ""
+            found.append(
+                f"{same} {min(ratios):.2f} times the predicted, necessarily the same at every rate (nothing had moved "
+                f"before step {step}){noisy}."
+            )
+        else:
+            noisy = ": noisy gradients average in Adam, and the rate sets the size" if even and max(ratios) < 1 else ""
+            found.append(f"{same} {which} times that predicted for a gradient of steady sign{noisy}.")
     planned = r["planned_steps"] or 0
-    turned = [x for x in m["rows"] if number(x["entry_steps"][1]) > planned > number(x["direction_steps"][1])]
+    turned = [x for x in m["rows"] if number(x["entry_steps"][1]) > 5 * planned > 5 * number(x["direction_steps"][1])]
     if turned:
         x = turned[0]
+        at = f"at {rate_label(x['learning_rate'])} " if len(turned) > 1 else ""
         found.append(
-            f"At {labels([t['learning_rate'] for t in turned])} single entries of A hardly move in {planned} steps (at "
-            f"{rate_label(x['learning_rate'])} they need {tables.span(x['entry_steps'])}), but along one direction, "
-            f"where they move together, A needs {tables.span(x['direction_steps'])}: it turns within the run."
+            f"At {labels([t['learning_rate'] for t in turned])} single entries of A hardly move in {planned} steps "
+            f"({at}they need {tables.span(x['entry_steps'])}), but along one direction, where they move together, "
+            f"A needs {tables.span(x['direction_steps'])} by the same formula: it can turn within the run."
         )
     ends = [x for x in m["rows"] if x["end"]]
     if len(ends) > 1:

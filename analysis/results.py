@@ -130,17 +130,19 @@ def basin(study: Study) -> dict | None:
 
 def rate_row(study: Study, row: Rate) -> dict:
     """One rate over its seeds; None where a number does not exist."""
+    cuts = [run.fault_step for run in row.runs]  # every run's, or the rate was not cut off
     best_of_seeds = {"mean": row.best_eval.mean, "sd": row.best_eval.sd, "n": row.best_eval.n, "step": row.best_step}
     return {
         "learning_rate": row.learning_rate,
         "alpha_rate": row.alpha_rate,
         "n": len(row.runs),
         "diverged": row.diverged,
+        "cut_off": None if None in cuts else min(cuts, default=None),
         "final_train": asdict(row.final_train),
         "final_eval": asdict(row.final_eval) | {"level": estimate(row.level)},
         "last_eval": asdict(row.last_eval) | {"step": row.last_step},
         "best_eval": best_of_seeds,
-        "one_pass": asdict(row.one_pass),
+        "one_pass": asdict(row.one_pass) | {"step": next((p.step for run in row.runs if (p := run.one_pass)), None)},
         "gap": asdict(row.gap),
         "difference": {moment: estimate(found) for moment, found in row.moments.items()},
         "gain": None if row.gain is None else {"mean": row.gain, "interval": row.gain_interval},

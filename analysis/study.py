@@ -17,7 +17,7 @@ from analysis.files import number
 from analysis.hypotheses import hypotheses
 from analysis.mechanism import mechanism
 from analysis.rates import Comparison, Rate, mean_curve
-from analysis.runs import Run
+from analysis.runs import Run, Series
 from analysis.statistics import Estimate
 from analysis.sweep import SHOWN, Group, declared, groups
 
@@ -55,7 +55,9 @@ class Advice:
     low_passes: float | None  # passes over the data at low_step
     rise: Estimate | None  # of each seed from low_step to its end
     stop: bool  # whether that rise is told from 0 and matters
-    falling: float  # what the loss still fell over the last quarter of the steps
+    falling: tuple[
+        float, ...
+    ]  # what the loss still fell over the last quarter of the steps: of rate, then of each tied
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
         budget=statistics.best_by_budget(curves, width or statistics.BASIN_NATS),
         hypotheses=hypotheses(rows, planned, width),
         mechanism=mechanism(rows, rank, alpha),
-        advice=None if comparison is None else advise(comparison, feasible[best], base_loss),
+        advice=None if comparison is None else advise(comparison, feasible),
     )
 
 
@@ -325,8 +327,10 @@ def find_optimum(comparison: Comparison, feasible: dict[float, list[Run]], infea
     return statistics.optimum(comparison.rates, losses, infeasible, comparison.width)
 
 
-def advise(comparison: Comparison, runs: list[Run], base_loss: float | None) -> Advice | None:
+def advise(comparison: Comparison, feasible: dict[float, list[Run]]) -> Advice | None:
     """What the best rate's own curve says about when to stop, and which rates are not told from it."""
+    best = comparison.rates[comparison.best]
+    runs = feasible[best]
     curve = mean_curve(runs)
     later = curve.between(1, np.inf)
     if not len(later):
@@ -340,11 +344,11 @@ def advise(comparison: Comparison, runs: list[Run], base_loss: float | None) -> 
         rise = statistics.difference(ends, lows, *rates.example_set(runs))
     told = rise is not None and (rise.interval[0] > 0 if rise.interval else rise.mean > comparison.width)
     per_pass = next((run.steps_per_pass for run in runs if run.steps_per_pass), None)
-    quarter = curve.between(0, (1 - behaviour.FALLING_SHARE) * end_step)
     others = [i for i in range(len(comparison.rates)) if i != comparison.best]
+    tied = tuple(comparison.rates[i] for i in others if comparison.near(i) and comparison.verdict(i) != "out")
     return Advice(
-        rate=comparison.rates[comparison.best],
-        tied=tuple(comparison.rates[i] for i in others if comparison.near(i) and comparison.verdict(i) != "out"),
+        rate=best,
+        tied=tied,
         end=best_loss,
         end_step=end_step,
         low=float(later.value[low]),
@@ -352,8 +356,14 @@ def advise(comparison: Comparison, runs: list[Run], base_loss: float | None) -> 
         low_passes=step / per_pass if per_pass else None,
         rise=rise,
         stop=bool(told and rise.mean >= behaviour.REBOUND_NATS),
-        falling=float(quarter.value[-1] - later.value[-1]) if len(quarter) else 0.0,
+        falling=tuple(fell(mean_curve(feasible[rate])) for rate in (best, *tied)),
     )
+
+
+def fell(curve: Series) -> float:
+    """What a curve still fell over the last quarter of its steps; 0 if it has nothing before that."""
+    earlier = curve.between(0, (1 - behaviour.FALLING_SHARE) * (curve.step[-1] if len(curve) else 0))
+    return float(earlier.value[-1] - curve.value[-1]) if len(earlier) else 0.0
 
 
 def run_flags(
