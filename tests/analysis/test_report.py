@@ -109,6 +109,45 @@ def test_a_best_rate_that_still_falls_is_said_to():
     assert "still falling:" in headline.answer(analyse({1e-5: "slow"}))
 
 
+def test_each_of_the_rates_to_use_is_said_to_fall_or_not():
+    def falls(record):
+        if record["config"]["learning_rate"] == 2e-4:
+            for row in record["history"]:
+                if "eval/loss" in row and row["train/global_step"] > 0:
+                    row["eval/loss"] += 0.001 * (100 - row["train/global_step"])
+
+    found = analyse({2e-4: "good", 1e-3: "good"}, change=falls)
+    fell = dict(zip([found["advice"]["rate"], *found["advice"]["tied"]], found["advice"]["falling"], strict=True))
+    assert fell[2e-4] == pytest.approx(0.025, abs=0.01) and abs(fell[1e-3]) < 0.01
+    assert re.search(
+        r"\(2\.\d\d; 1e-3 flat, 2e-4 still falling by 0\.0\d over the last quarter\)", headline.answer(found)
+    )
+
+
+def test_where_the_rest_gains_nothing_it_says_to_stop():
+    found = analyse({2e-4: "good"})
+    advice = found["advice"] | {"stop": False, "low": 2.68, "end": 2.71, "low_step": 60, "falling": [-0.02]}
+    words = headline.when(found, advice | {"rise": {"mean": 0.03, "interval": [-0.002, 0.062]}})
+    assert words == ", and stop at step 60 of 100: the rest gains nothing (2.68 and 2.71, not told apart)"
+
+
+def test_a_best_rate_at_the_edge_is_said_to_be():
+    assert "2e-4 is the highest rate that was run: a higher one may be better." in headline.answer(
+        analyse({1e-5: "slow", 2e-4: "good"})
+    )
+    text = headline.answer(analyse({2e-4: "good", 1e-3: "suboptimal"}))
+    assert "2e-4 is the lowest rate that was run: a lower one may be better." in text
+    inside = analyse({1e-5: "slow", 2e-4: "good", 1e-3: "suboptimal"})
+    assert "may be better" not in headline.answer(inside) + headline.answer(analyse({2e-4: "good"}))
+
+
+def test_a_rate_that_a_fault_cut_off_did_not_end():
+    found = analyse({2e-4: "good", 5e-3: "harmed"})
+    assert {row["cut_off"] for row in found["rates"]} == {None}
+    found["rates"][1]["cut_off"] = 53
+    assert "5e-3 was worse than untrained when cut off at step 53 (" in headline.answer(found)
+
+
 def test_rates_that_are_not_told_apart_are_named_together():
     text = headline.answer(analyse({2e-4: "good", 1e-3: "good"}))
     assert re.match(r"\*\*Of two rates use (2e-4 or 1e-3|1e-3 or 2e-4), ", text) and "than matters here" in text
@@ -163,7 +202,9 @@ def test_hypotheses_that_no_run_can_judge_are_hidden():
 
 def test_a_share_of_three_seeds_says_that_it_is_of_these():
     found = {h["name"]: h for h in analyse()["hypotheses"]}
-    assert "in these 3 seeds; the share's 95 % [0.44, 1.00] contains the half" in found["H4"]["evidence"]
+    share = "over other seeds the share may be 0.44 to 1.00, so less than half is not excluded"
+    assert found["H4"]["evidence"] == f"diverged in 3 of these 3 seeds; {share}"
+    assert found["H3b"]["evidence"].endswith("may be 0.00 to 0.56, so half is not excluded")
 
 
 def test_a_good_rate_that_overfits_is_good_and_its_price_is_printed():
@@ -210,20 +251,23 @@ def test_the_passes_say_how_much_of_a_cost_a_second_pass_makes():
     (first, second, *_) = report.passes(analyse({2e-4: "overfitting", 1e-3: "two epochs"}))
     assert first == "The runs make 2.00 passes over the training examples; the first ends at step 50."
     assert re.match(
-        r"2e-4 − 1e-3: [+-]0\.\d{3} after one pass, [+-]0\.\d{3} at the best checkpoints, \+0\.\d{3} at", second
+        r"2e-4 − 1e-3: [+-]0\.\d{3} after one pass \(step 50\), [+-]0\.\d{3} at the best checkpoints, \+0\.\d{3} at",
+        second,
     )
     assert "of its cost at the end arises when examples are seen again" in second
 
 
 def test_the_best_rate_by_budget_is_told():
-    def head_start(record):
+    def head_start(record, last=20):
         if record["config"]["learning_rate"] == 1e-3:
             for row in record["history"]:
-                if "eval/loss" in row and 0 < row["train/global_step"] <= 20:
-                    row["eval/loss"] = 3.0
+                if "eval/loss" in row and 0 < row["train/global_step"] <= last:
+                    row["eval/loss"] = 2.5
 
     words = report.budget(analyse({2e-4: "good", 1e-3: "suboptimal"}, change=head_start))
     assert words.startswith("1e-3 is best after 1 steps, then 2e-4 from step") and "would choose too high" in words
+    early = report.budget(analyse({2e-4: "good", 1e-3: "suboptimal"}, change=lambda record: head_start(record, 8)))
+    assert early.startswith("1e-3 is best after 1 steps, then 2e-4") and "too high" not in early
     assert report.budget(analyse({2e-4: "good", 1e-3: "slow"})) == "2e-4 is best at every budget."
 
 
@@ -247,8 +291,11 @@ def test_the_modules_of_the_examples_are_told(tmp_path):
     def name(record):
         record["files"]["eval_nll.json"]["module"] = [f"m{i % 7}" for i in range(40)]
 
-    assert "3 seeds and 7 modules" in page(analyse(change=name), tmp_path)
-    assert "do not say which module" in page(analyse(), tmp_path)
+    text = page(analyse(change=name), tmp_path)
+    assert "3 seeds and 7 modules." in text and "independent" not in text
+    text = page(analyse(), tmp_path)
+    assert "do not say which module" in text and "(modules not recorded), so they are too narrow." in text
+    assert "3 seeds and 40 examples; examples taken as independent (modules not recorded), so too narrow." in text
 
 
 def test_one_diverged_seed_makes_a_rate_infeasible_and_shows_the_others():
@@ -337,6 +384,30 @@ def test_first_steps_are_those_of_the_runs_own_shapes():
     assert [row["full_step"] for row in rows] == pytest.approx([5e-5, 1e-3, 5e-3, 2.5e-2], rel=0.05)
     assert [row["entry_steps"][0] for row in rows] == pytest.approx([1276, 64, 13, 2.6], rel=0.02)
     assert rows[0]["direction_steps"][0] == pytest.approx(1 / (3**0.5 * 2048 * 1e-5))
+
+
+def test_what_the_sizes_mean_is_said_only_where_it_holds():
+    shape = {"q_proj": {"count": 4, "d_in": 2048, "d_out": 2048, "weight_std": 0.02}}
+    found = analyse(seeds=1, adapted_modules=shape)
+    wanted = r"At 1e-5 single entries of A hardly move in 100 steps \(they need 1276\), but along .* it can turn within"
+    assert re.search(wanted, "\n".join(report.why(found)))
+    rows = found["mechanism"]["rows"]
+    for row in rows:
+        row |= {"step": 2, "ratio": 0.82, "first_move": True}
+    same = "0.82 times the predicted, necessarily the same at every rate (nothing had moved before step 2): two noisy"
+    assert same in report.why(found)[0]
+    rows[0]["first_move"] = False
+    assert "necessarily" not in report.why(found)[0]
+    found["planned_steps"] = 300  # 1276 steps are no longer out of reach
+    assert "single entries" not in "\n".join(report.why(found))
+
+
+def test_a_gap_within_one_pass_is_no_memory():
+    def last(rates):
+        return next(line for line in report.insights(analyse(rates)) if line.startswith("Eval loss minus"))
+
+    assert "no training example was seen twice" in last({2e-4: "good", 1e-3: "suboptimal"})
+    assert "learned of the training examples alone" in last({2e-4: "two epochs", 1e-3: "overfitting"})
 
 
 def test_the_first_size_is_predicted_at_the_rates_that_were_logged():

@@ -102,6 +102,14 @@ def test_passes_and_the_size_of_the_training_set():
     assert read_run(simulate.record("good")).one_pass is None
 
 
+def test_one_pass_is_the_evaluation_nearest_to_its_end():
+    record = simulate.record("overfitting", planned=200)
+    for row in record["history"]:
+        if "train/epoch" in row:
+            row["train/epoch"] = row[STEP] / 109
+    assert read_run(record).one_pass.step == 110
+
+
 def test_a_resumed_run_is_noted_and_an_evaluation_at_a_logged_step_is_not():
     assert read_run(simulate.record("good")).notes == []
 

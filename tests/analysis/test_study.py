@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from analysis import followups, headline, report, tables
-from analysis.checks import checks
+from analysis.checks import checks, members
 from analysis.results import results
 from analysis.runs import read_run
 from analysis.study import build
@@ -308,12 +308,18 @@ def test_two_members_of_a_gang_that_go_non_finite_together_fail_loudly():
                 if row["train/global_step"] == cut and "train/loss" in row:
                     row["train/loss"] = float("nan")
     result = failed(found)
-    assert result["not finite alone"].startswith("2 members of gang sw1 (1e-3 seed 0 and 1) went non-finite in step")
+    words = f"Both 1e-3 runs became NaN at the same step, {cut}: a software fault, not the rate."
+    assert result["not finite alone"].startswith(words)
     judged = study(found)
     assert {judged.verdicts[run.id].behaviour for run in judged.at(1e-3)} == {"incomplete"}
     for record, name in zip(found, "abcdef", strict=True):  # each its own gang: then it is the rate
         record["config"]["gang"] = name
     assert "not finite alone" not in failed(found)
+
+
+def test_the_members_that_a_fault_took_are_counted():
+    assert members("5e-3", 3, 3) == "all three 5e-3 runs"
+    assert members("5e-3", 2, 3) == "two of three 5e-3 runs"
 
 
 def test_device_seconds_count_a_gang_once():
