@@ -70,8 +70,11 @@ def not_finite_alone(study: Study) -> dict:
         lost = Counter(run.learning_rate for run in fault.runs)
         size = Counter(run.learning_rate for run in study.everything)
         who = listed([members(rate_label(rate), found, size[rate]) for rate, found in lost.items()])
+        columns = [run[name] for run in fault.runs for name in ("train/loss", "train/grad_norm", "eval/loss")]
+        values = [value for column in columns for value in column.between(fault.step, fault.step).value]
+        kind = "NaN" if any(map(math.isnan, values)) else "infinite"
         failures.append(
-            f"{who[0].upper()}{who[1:]} became NaN at the same step, {fault.step}: a software fault, not the rate. "
+            f"{who[0].upper()}{who[1:]} became {kind} at the same step, {fault.step}: a software fault, not the rate. "
             "They are judged by the steps before"
         )
     gangs = {gang_of(run) for run in study.runs} - {None}
