@@ -20,9 +20,9 @@ def result(name: str, failures: list[str], passed: str, known: bool = True) -> d
 
 
 def grid(study: Study) -> list[tuple[float, float | None]] | None:
-    """The (rate, seed) points that the sweeps ask for; None if a sweep is not a grid."""
+    """The (rate, seed) points that the sweeps ask for; None without a sweep file, or if a sweep is not a grid."""
     asked = [points(sweep) for sweep in study.sweeps]
-    if None in asked:
+    if not asked or None in asked:
         return None
     return sorted(set().union(*asked), key=lambda p: (p[0], p[1] is not None, p[1] or 0))
 
@@ -30,7 +30,8 @@ def grid(study: Study) -> list[tuple[float, float | None]] | None:
 def rates_are_the_grid(study: Study) -> dict:
     asked_points = grid(study)
     if asked_points is None:
-        return result("rates = grid", [], "", known=False) | {"detail": "the sweep is not a grid over learning_rate"}
+        why = "the sweep is not a grid over learning_rate" if study.sweeps else "no sweep file"
+        return result("rates = grid", [], "", known=False) | {"detail": why}
     asked = {rate for rate, _ in asked_points}
     got = {run.learning_rate for run in study.everything if run.learning_rate is not None}
     missing = [

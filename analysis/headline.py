@@ -77,8 +77,18 @@ def nothing_ended(r: dict) -> str:
     diverged = [x["learning_rate"] for x in r["rates"] if x["diverged"]]
     if diverged:
         return f"No rate of this sweep can be used: at least one run diverged at {labels(diverged)}. Go lower."
+    if reason := not_evaluated(r):
+        return f"{reason[0].upper()}{reason[1:]}."
     states = ", ".join(sorted({x["state"] for x in r["runs"]}))
     return f"No run has reached its end, so no learning rate can be named: {plural(len(r['runs']), 'run')} ({states})."
+
+
+def not_evaluated(r: dict) -> str:
+    """Why finished runs name no rate, if none of them recorded an eval loss; else ""."""
+    finished = [x for x in r["runs"] if x["compared"] and x["state"] == "finished" and x["behaviour"] != "diverged"]
+    if by_loss(r) or not finished or any(x["final_eval_loss"] is not None for x in finished):
+        return ""
+    return f"{plural(len(finished), 'run')} finished, but no eval loss was recorded: no rate can be named"
 
 
 def when(r: dict, advice: dict) -> str:

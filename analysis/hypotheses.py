@@ -59,15 +59,16 @@ def standard_is_good(rates: list[Rate], planned: int, width: float) -> dict | No
     claim = f"{rate_label(STANDARD)} is good: no seed diverges or is unstable, and it ends as low as the best rate"
     parts = [f"diverged or unstable in {shaky} of {plural(n, 'seed')}"]
     basin = row.basin if row.excess is not None else "out"
+    alone = row.excess is not None and sum(other.excess is not None for other in rates) == 1
     if row.excess is not None:
         above = (
             f"{row.excess:.3f} nats above the best rate, {bounds(row.excess_interval)} against a margin of {width:.3f}"
         )
-        parts.append(above if row.excess else "the lowest mean")
+        parts.append("the only rate that ended" if alone else above if row.excess else "the lowest mean")
     price = row.final_eval.mean - row.best_eval.mean if None not in (row.final_eval.mean, row.best_eval.mean) else 0.0
     if price >= 0.005:
         parts.append(f"its end lies {price:.3f} above its best checkpoints")
-    verdict = "refuted" if basin == "out" or shaky else "confirmed" if basin == "in" else "inconclusive"
+    verdict = "refuted" if basin == "out" or shaky else "confirmed" if basin == "in" and not alone else "inconclusive"
     return hypothesis("H2", claim, verdict, "; ".join(parts), value=row.excess, interval=row.excess_interval, n=n)
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import behaviour, provenance, tables
 from analysis.files import number
-from analysis.headline import answer, basis, by_loss, improved, modules_known, row_of
+from analysis.headline import answer, basis, by_loss, improved, modules_known, not_evaluated, row_of
 from analysis.hypotheses import STANDARD
 from analysis.statistics import COARSE
 from analysis.tables import winner
@@ -192,7 +192,7 @@ def questions(r: dict) -> list[tuple[str, str]]:
 def lowest(r: dict) -> str:
     order = by_loss(r)
     if not order:
-        return "None can be named: no rate ended without diverging."
+        return f"None can be named: {not_evaluated(r) or 'no rate ended without diverging'}."
     level = order[0]["final_eval"]["level"]
     name, loss = rate_label(order[0]["learning_rate"]), decimals(r["best_loss"])
     text = f"{name}: final eval loss {loss}, {bounds(level['interval'])}"
@@ -237,7 +237,10 @@ def instability(r: dict) -> str:
 def speed(r: dict) -> str:
     known = [(number(x["steps"]["0.8"]), x) for x in r["rates"] if x["steps"]["0.8"] is not None]
     if not known:
-        return "Undefined: no rate improved on the untrained model, so there is no target to reach."
+        why = "no rate improved on the untrained model" if by_loss(r) else (
+            not_evaluated(r) or "no rate ended without diverging"
+        )  # fmt: skip
+        return f"Undefined: {why}, so there is no target to reach."
     reached = sorted((pair for pair in known if math.isfinite(pair[0])), key=lambda pair: pair[0])
     missed = [x["learning_rate"] for count, x in known if not math.isfinite(count)]
     text = "No rate reached 80 % of the best gain in the median of its seeds"
@@ -267,7 +270,7 @@ def standard(r: dict) -> str:
         return f"No: {x['diverged']} of {plural(x['n'], 'run')} diverged there."
     test = x["basin"]
     if test["excess"] is None:
-        return "Undecided: no run there reached its end."
+        return f"Undecided: {not_evaluated(r) or 'no run there reached its end'}."
     if len(r["rates"]) == 1:
         return f"Undecided: {name} is the only rate that was run."
     word = {"in": "Yes, within what matters", "out": "No", "undecided": "Undecided"}[test["verdict"]]
@@ -319,8 +322,11 @@ def insights(r: dict) -> list[str]:
             f"{rate_label(low['learning_rate'])} to {decimals(high['gap']['mean'], '+.2f')} at "
             f"{rate_label(high['learning_rate'])}{gap_means(number(r['data']['passes']))}."
         )
-    found += [control(r, c) for c in ([] if r["side_by_side"] else r["controls"])]
-    return found or ["None: too few runs have reached an end."]
+    found += [f"{settings(c['differs'])} {control(r, c)}" for c in ([] if r["side_by_side"] else r["controls"])]
+    few = not_evaluated(r) or (
+        "one rate has nothing to compare" if by_loss(r) and len(r["rates"]) == 1 else "too few runs have reached an end"
+    )
+    return found or [f"None: {few}."]
 
 
 def gap_means(passes: float | None) -> str:
@@ -335,7 +341,7 @@ def gap_means(passes: float | None) -> str:
 
 def control(r: dict, c: dict) -> str:
     """What a control's setting costs, rate by rate, and whether the size of the update says why."""
-    name, parts, norms = settings(c["differs"]), [], []
+    parts, norms = [], []
     width = number(r["basin"]["width"]) if r["basin"] else 0.0
     for x in c["points"]:
         rate, d = rate_label(x["learning_rate"]), x["difference"]
@@ -344,7 +350,7 @@ def control(r: dict, c: dict) -> str:
             parts.append(f"at {rate} it {alone}")
             continue
         own, main = x["update_ratio"]["mean"], x["main_update_ratio"]["mean"]
-        norms += [abs(own / main - 1)] if own and main else []
+        norms += [abs(own / main - 1)] if own and main and d["mean"] >= width else []
         settled = d["interval"] is None or not d["interval"][0] <= 0 <= d["interval"][1]
         if abs(d["mean"]) < width:
             parts.append(f"at {rate} it changes nothing that matters ({decimals(d['mean'], '+.3f')})")
@@ -355,9 +361,8 @@ def control(r: dict, c: dict) -> str:
         share = f", {percent(d['mean'] / reach)} of what that rate gains" if reach > 0 and d["mean"] > 0 else ""
         doubt = "" if settled else ", not told from nothing"
         parts.append(f"at {rate} it {verb} {decimals(abs(d['mean']))}{share}{doubt}")
-    text = f"{name} beside the main grid: {'; '.join(parts)}."
-    lost = any(x["difference"] and x["difference"]["mean"] >= width for x in c["points"])
-    if lost and norms and max(norms) < 0.1:
+    text = f"beside the main grid: {'; '.join(parts)}."
+    if norms and max(norms) < 0.1:
         text += f" The update's norm differs by at most {100 * max(norms):.1f} %: its size is not what is lost."
     return text
 
@@ -452,7 +457,8 @@ def limits(r: dict) -> list[str]:
     """What the sweep cannot say, one sentence each."""
     found, c = [], r["basin"]
     if c is None:
-        found.append("No rate ended without diverging, so nothing is compared.")
+        why = not_evaluated(r) or "no rate ended without diverging"
+        found.append(f"{why[0].upper()}{why[1:]}, so nothing is compared.")
     elif r["seeds"] < 2:
         found.append(f"One seed: the intervals cover {c['covers']}, not seeds.")
     elif c["seed_sd"] is not None:

@@ -315,6 +315,29 @@ def test_nothing_ended_is_a_report(tmp_path):
     assert "incomplete" in page(found, tmp_path)
 
 
+def without_eval(record):
+    record["history"] = [
+        {key: value for key, value in row.items() if not key.startswith("eval/")} for row in record["history"]
+    ]
+    record["files"].pop("eval_nll.json", None)
+    record["summary"] = {key: value for key, value in record["summary"].items() if "eval" not in key}
+
+
+def test_finished_runs_without_an_eval_loss_are_said_to_be_so(tmp_path):
+    found = analyse({2e-4: "good", 1e-3: "suboptimal"}, change=without_eval)
+    why = "6 runs finished, but no eval loss was recorded: no rate can be named"
+    assert headline.answer(found) == f"{why}."
+    assert why in report.lowest(found) and why in report.standard(found) and why in report.insights(found)[0]
+    text = page(found, tmp_path)
+    assert "diverging" not in text and "reached" not in text
+
+
+def test_one_rate_is_told_to_have_nothing_to_compare():
+    found = analyse({2e-4: "good"}, seeds=1)
+    assert report.insights(found) == ["None: one rate has nothing to compare."]
+    assert verdicts(found)["H2"] == "inconclusive" and tables.budget(found) is None
+
+
 def test_all_diverged_is_a_report(tmp_path):
     found = analyse({1e-3: "stopped", 5e-3: "exploding"}, 1)
     assert headline.answer(found).startswith("No rate of this sweep can be used")
@@ -329,7 +352,7 @@ def test_no_gain_is_a_report(tmp_path):
         record["files"] = {}
 
     text = page(analyse({2e-4: "good", 1e-3: "good"}, 2, never_better), tmp_path)
-    assert "No rate" in text and "Undefined: no rate improved" in text
+    assert "No rate" in text and "Undefined: no rate ended without diverging" in text
 
 
 NASTY = "<script>alert(1)</script> | `x` **b** [a](http://e.vil) ![i](//e.vil/i.png) <b\n# head\n$x$ @me _it_ ~~s~~"

@@ -88,6 +88,11 @@ def test_a_rate_outside_the_grid_is_named():
     assert failed(records(), [simulate.sweep_of([1e-5, 2e-4, 1e-3], [0])])["rates = grid"] == "5e-3 is not in the grid"
 
 
+def test_runs_without_a_sweep_file_have_no_grid_to_miss():
+    (check,) = [c for c in checks(build([], [read_run(r) for r in records()])) if c["check"] == "rates = grid"]
+    assert check["passed"] is None and check["detail"] == "no sweep file"
+
+
 def test_a_random_sweep_has_no_grid_to_miss():
     sweep = simulate.sweep_of([1e-5], [0])
     sweep["config"] |= {"method": "random"}
@@ -247,7 +252,7 @@ def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics(tmp_pa
     assert low["learning_rate"] == 1e-5 and len(low["by_seed"]) == 2
     assert low["difference"]["mean"] == pytest.approx(sum(low["by_seed"]) / 2)
     words = report.control(found, one)
-    assert words.startswith("adapter_dtype = bfloat16 beside the main grid: at 1e-5 it ")
+    assert words.startswith("beside the main grid: at 1e-5 it ")
     assert "at 2e-4 it changes nothing that matters" in words
     text = report.render(found, tmp_path, [])
     assert words in text and "beside the main grid: adapter_dtype = bfloat16" in text
