@@ -35,8 +35,8 @@ COLUMNS = 3  # panels in a row
 MARKERS = "osD^vPX*<>ph"
 DIVERGED = "#d62728"
 QUIET = "#555555"
-SPAN = (3e-6, 3e-2)  # rates between which the colour runs, the same for every report: viridis from 0 to LIGHTEST
-LIGHTEST = 0.9  # viridis beyond is too light on white
+SPAN = (3e-6, 3e-2)  # rates between which the colour runs, the same for every report
+SHADES = (0.25, 0.85)  # the part of viridis that is read on white paper and on a dark page
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -59,10 +59,9 @@ def place_on_scale(rate: float) -> float:
     return min(1.0, max(0.0, (math.log10(rate) - low) / (high - low)))
 
 
-def colour(rate: float, dark_page: bool = False) -> str:
-    """A rate's colour, tied to its value; on a dark page the same scale from a lighter start."""
-    place = place_on_scale(rate)
-    return to_hex(plt.get_cmap("viridis")(0.3 + 0.7 * place if dark_page else LIGHTEST * place))
+def colour(rate: float) -> str:
+    """A rate's colour, tied to its value."""
+    return to_hex(plt.get_cmap("viridis")(SHADES[0] + (SHADES[1] - SHADES[0]) * place_on_scale(rate)))
 
 
 def marker(study: Study, rate: float) -> str:
@@ -335,7 +334,7 @@ def legend(figure: Figure, study: Study) -> None:
         handles.append(Line2D([], [], color="#444444", linewidth=0.9, label="one seed"))
     if study.infeasible:
         handles.append(Line2D([], [], color="#444444", linestyle="--", linewidth=1.4, label="diverged"))
-        handles.append(Line2D([], [], color=DIVERGED, linestyle="", marker="X", markersize=8, label="began there"))
+        handles.append(Line2D([], [], color=DIVERGED, linestyle="", marker="X", markersize=8, label="divergence began"))
     if study.steps_per_pass and (study.planned_steps or 0) > study.steps_per_pass:
         handles.append(Line2D([], [], color=QUIET, linestyle=(0, (1, 2)), linewidth=1.2, label="end of a pass"))
     fit = int(figure.get_figwidth() * 0.75)  # entries that a row has room for

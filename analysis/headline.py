@@ -56,7 +56,7 @@ def answer(r: dict) -> str:
 def side_by_side(r: dict) -> str:
     keys = r["not_comparable"] or list(r["groups"][0]["settings"])
     each = "; ".join(
-        f"{settings(x['settings'])}: "
+        f"{settings(group_name(r, x))}: "
         + (
             f"{rate_label(x['best_rate'])} ({decimals(x['best_loss'])})"
             if x["best_rate"] is not None
@@ -71,6 +71,20 @@ def side_by_side(r: dict) -> str:
             f"named. The lowest of each group by itself: {each}."
         )
     return f"**{listed(keys)} {'was' if len(keys) == 1 else 'were'} varied: each group has its own best rate.** {each}."
+
+
+def group_name(r: dict, group: dict) -> dict:
+    """A group's settings; of many only the first in which it differs from the first group."""
+    own, first = group["settings"], r["groups"][0]["settings"]
+    if len(own) <= 4:
+        return own
+    key = next((key for key in own if own[key] != first[key]), next(iter(own)))
+    return {key: own[key]}
+
+
+def scope(r: dict) -> str:
+    """Which group the numbers are of, before what is the first group's alone."""
+    return f"First group ({settings(group_name(r, r['groups'][0]))}) only: " if r["side_by_side"] else ""
 
 
 def nothing_ended(r: dict) -> str:

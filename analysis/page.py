@@ -60,10 +60,7 @@ def curves(study: Study, results: dict) -> dict:
         count = min(5, int(study.planned_steps / study.steps_per_pass))
         passes = [study.steps_per_pass * (i + 1) for i in range(count)]
     return {
-        "rates": [
-            {"rate": rate, "label": rate_label(rate), "light": colour(rate), "dark": colour(rate, dark_page=True)}
-            for rate in study.rates
-        ],
+        "rates": [{"rate": rate, "label": rate_label(rate), "colour": colour(rate)} for rate in study.rates],
         "base": study.base_loss,
         "margin": study.basin_width,
         "passes": passes,

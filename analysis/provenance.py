@@ -24,9 +24,11 @@ def conditions(r: dict) -> str:
     if r["planned_steps"]:
         made = number(data["passes"])
         parts.append(f"{r['planned_steps']} steps" + (f" ({made:.2f} passes)" if made else ""))
-    parts.append(plural(len(r["runs"]), "run"))
-    parts += sorted({flat(x["config"]["hardware"]) for x in r["runs"] if x["config"].get("hardware")})
-    seconds = [s for s in r["device_seconds"] if s is not None]
+    # Side by side all of this is the first group's, whose runs come first.
+    runs = r["runs"][: r["groups"][0]["runs"]] if r["side_by_side"] else r["runs"]
+    parts.append(plural(len(runs), "run"))
+    parts += sorted({flat(x["config"]["hardware"]) for x in runs if x["config"].get("hardware")})
+    seconds = [s for s in r["device_seconds"][: 1 if r["side_by_side"] else None] if s is not None]
     if seconds:
         parts.append(f"{sum(seconds):.0f} device seconds in training steps")
     return ", ".join(parts)

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import behaviour, provenance, tables
 from analysis.files import number
-from analysis.headline import answer, basis, by_loss, improved, modules_known, not_evaluated, row_of
+from analysis.headline import answer, basis, by_loss, improved, modules_known, not_evaluated, row_of, scope
 from analysis.hypotheses import STANDARD
 from analysis.statistics import COARSE
 from analysis.tables import winner
@@ -67,8 +67,9 @@ def context(results: dict, directory: Path, pictures: list[str]) -> dict:
         "alarms": [f"{c['check']}: {c['detail']}" for c in r["checks"] if c["passed"] is False],
         "groups": tables.table(tables.GROUPS, r["groups"], r) if r["side_by_side"] else None,
         "pictures": pictures,
-        "caption": caption(r),
-        "conditions": provenance.conditions(r),
+        "scope": scope(r),
+        "caption": scope(r) + caption(r),
+        "conditions": scope(r) + provenance.conditions(r),
         "rates": tables.table(tables.RATES, r["rates"], r),
         "legend": legend(r),
         "moments": tables.table(tables.MOMENTS, r["rates"], r) if r["best_rate"] is not None else None,

@@ -266,7 +266,7 @@ SAMPLES: Columns = (("Learning Rate", lambda x, r: x["who"]), ("Completion", lam
 
 
 def budget(r: dict) -> Table | None:
-    """A few budgets, about doubling, with the passes over the data that each makes; None without a second rate, or one that ended."""
+    """A few budgets, about doubling, with the passes over the data that each makes; None if rates have no order."""
     if len(r["rates"]) < 2 or r["best_rate"] is None:
         return None
     rows, shown = r["budget"], []

@@ -3,10 +3,9 @@
 "use strict";
 
 // Viridis, as in the report: a rate has the same colour everywhere, by its value on a logarithmic scale. No red: that says
-// diverged. On a dark page the scale starts lighter.
+// diverged.
 const SPAN = [3e-6, 3e-2];
-const LIGHT = ["#440154", "#482173", "#433e85", "#38588c", "#2e6f8e", "#25848e", "#1f9a8a", "#29af7f", "#4ec36b", "#81d34d", "#bddf26"];
-const DARK = ["#355f8d", "#2d718e", "#26828e", "#20928c", "#20a386", "#2fb47c", "#4ec36b", "#75d054", "#a2da37", "#d2e21b", "#fde725"];
+const STOPS = ["#3b528b", "#33628d", "#2d718e", "#27808e", "#218e8d", "#1e9c89", "#25ab82", "#37b878", "#52c569", "#75d054", "#9bd93c"];
 const BAD = "✗";
 const U = "Final eval loss against learning rate";
 const runs = new Map(); // id -> run, with all points so far
@@ -56,9 +55,8 @@ function colours() {
 }
 
 function mix(at) {
-  const stops = matchMedia("(prefers-color-scheme: dark)").matches ? DARK : LIGHT;
-  const place = Math.min(1, Math.max(0, at)) * (stops.length - 1), from = Math.min(Math.floor(place), stops.length - 2);
-  const share = place - from, part = (stop, i) => parseInt(stops[stop].slice(1 + 2 * i, 3 + 2 * i), 16);
+  const place = Math.min(1, Math.max(0, at)) * (STOPS.length - 1), from = Math.min(Math.floor(place), STOPS.length - 2);
+  const share = place - from, part = (stop, i) => parseInt(STOPS[stop].slice(1 + 2 * i, 3 + 2 * i), 16);
   return `rgb(${[0, 1, 2].map((i) => Math.round(part(from, i) * (1 - share) + part(from + 1, i) * share)).join(",")})`;
 }
 

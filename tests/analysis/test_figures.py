@@ -1,6 +1,9 @@
 """Figures: no two labels collide, and every rate and every diverged run is there to see."""
 
+import json
+import re
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import pytest
 from matplotlib import pyplot as plt
@@ -77,6 +80,12 @@ def test_colours_grow_lighter_with_the_rate():
     assert luminance == sorted(luminance) and min(b - a for a, b in pairwise(luminance)) > 0.05
     assert luminance[-1] < 0.85 and all(rgb_to_hsv(to_rgb(shade))[1] > 0.4 for shade in shades)
     assert figures.colour(1e-9) == figures.colour(3e-6) and figures.colour(1.0) == figures.colour(3e-2)
+
+
+def test_the_local_page_has_the_colours_of_the_report():
+    script = (Path(__file__).parents[2] / "local_wandb/static/page.js").read_text()
+    stops = json.loads(re.search(r"const STOPS = (.*);", script)[1])
+    assert stops == [figures.colour(3e-6 * 10 ** (0.4 * i)) for i in range(11)]
 
 
 def test_a_rates_colour_is_the_same_beside_other_rates():

@@ -65,7 +65,7 @@ def test_the_curves_are_those_of_the_runs(tmp_path):
     assert line["y"] == pytest.approx(losses, rel=1e-4) and not line["diverged"]
     assert sum(x["diverged"] for x in found["charts"][0]["lines"]) == 2
     assert [x["label"] for x in found["rates"]] == ["2e-4", "1e-3"]
-    assert found["rates"][0]["light"] == figures.colour(2e-4)
+    assert found["rates"][0]["colour"] == figures.colour(2e-4)
 
 
 def test_the_page_has_the_numbers_of_the_readme(tmp_path):

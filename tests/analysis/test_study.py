@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -269,6 +270,16 @@ def test_two_halves_of_one_size_are_shown_side_by_side_without_a_winner():
     assert headline.answer(found).startswith(
         "**lora_r was varied: each group has its own best rate.** lora_r = 8: 2e-4 ("
     )
+    said = report.context(found, Path("out"), [])
+    assert all(said[key].startswith("First group (lora_r = 8) only: ") for key in ("caption", "conditions", "scope"))
+    assert ", 4 runs" in said["conditions"]
+
+
+def test_groups_that_differ_in_many_settings_are_each_named_by_one():
+    first, other = ({"settings": dict.fromkeys("abcdef", value)} for value in (1, 2))
+    other["settings"]["a"] = 1
+    r = {"groups": [first, other]}
+    assert [headline.group_name(r, group) for group in r["groups"]] == [{"a": 1}, {"b": 2}]
 
 
 def test_runs_again_at_one_point_are_the_noise_floor_and_change_nothing(tmp_path):
