@@ -245,7 +245,7 @@ def rate_ticks(axes: Axes, rates: list[float], alpha: object) -> None:
         above.set_xticks(shown, [rate_label(x) for x in shown])
         above.minorticks_off()
         above.tick_params(labelsize=8.5)
-        axes.annotate("α·η", (1.01, 1.03), xycoords="axes fraction", fontsize=9)
+        axes.annotate("α·η", (1.04, 1.03), xycoords="axes fraction", fontsize=9)
 
 
 def plain_log_ticks(axes: Axes) -> None:
@@ -270,7 +270,10 @@ def gradient_norm(axes: Axes, study: Study) -> None:
         axes.axhline(limit, color=QUIET, linestyle=":", linewidth=1.2)
         axes.annotate("clip", (1.005, limit), xycoords=("axes fraction", "data"), va="center", fontsize=9)
         clipped = {row.learning_rate: row.clipped for row in study.rows if row.clipped is not None}
-        if len(clipped) <= 4:  # more do not fit
+        if len(set(clipped.values())) == 1 and len(clipped) > 1:
+            words = f"clipped steps: {next(iter(clipped.values())):.0%} at every rate"
+            axes.text(0, 1.015, words, transform=axes.transAxes, fontsize=8.5, va="bottom")
+        elif len(clipped) <= 4:  # more do not fit
             axes.text(0, 1.015, "clipped steps:", transform=axes.transAxes, fontsize=8.5, va="bottom")
             for i, (rate, share) in enumerate(clipped.items()):
                 x = 0.29 + 0.71 * i / max(len(clipped), 4)
@@ -352,7 +355,7 @@ def comparison_figure(study: Study) -> Figure:
         draw(axes, study)
         if axes.get_xlabel() == "optimiser step":
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_title(f"{letter}  {title}", pad=20 if draw in (gradient_norm, price) else 6)
+        axes.set_title(f"{letter}  {title}", pad=20)  # room for the second scale and the clipped shares
     legend(figure, study)
     return figure
 

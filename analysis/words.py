@@ -61,12 +61,13 @@ def settings(values: dict) -> str:
 
 
 def html(text: str) -> str:
-    """The little markdown of the report's sentences as HTML: bold, code, links; `escape` has made values inert."""
+    """The little markdown of the report as HTML, each rate kept on one line; `escape` has made values inert."""
     text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
     text = re.sub(r"(?<!\*)\*([^*]+)\*(?!\*)", r"<em>\1</em>", text)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
     text = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', text)
-    return text.replace("\n   - ", "<br>• ")
+    text = text.replace("\n   - ", "<br>• ")
+    return re.sub(r"(?<![\w.-])\d(?:\.\d+)?e-\d+\b(?![^<]*>)", r'<span class="rate">\g<0></span>', text)
 
 
 def code(fenced: str) -> str:

@@ -11,6 +11,7 @@ from analysis.files import to_json
 from analysis.results import results
 from analysis.runs import load
 from analysis.study import build
+from analysis.words import html
 from tests.analysis import simulate
 from tests.analysis.test_report import NASTY
 
@@ -74,8 +75,9 @@ def test_the_page_has_the_numbers_of_the_readme(tmp_path):
     text = write(tmp_path).read_text()
     study = build(*load(tmp_path))
     context = report.context(json.loads(to_json(results(study))), tmp_path, [])
-    assert all(cell in text for row in context["rates"].rows for cell in row if "**" not in cell)
-    assert all(line in text for line in context["limits"])
+    assert all(html(cell) in text for row in context["rates"].rows for cell in row)
+    assert all(html(line) in text for line in context["limits"])
+    assert html("[2e-4](a/2e-4.yaml)") == '<a href="a/2e-4.yaml"><span class="rate">2e-4</span></a>'
 
 
 def test_no_value_of_a_run_is_markup_in_the_page(tmp_path):
@@ -132,6 +134,8 @@ def test_curves_are_drawn_from_a_file_and_switched_off_and_on(browser, tmp_path)
     width = "return document.documentElement.scrollWidth"
     WebDriverWait(browser, 10).until(lambda page: page.execute_script(width) <= 360)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    shown = {name: browser.find_element(By.CLASS_NAME, name).is_displayed() for name in ("paper", "screen")}
+    assert shown == {"paper": True, "screen": False}
     assert (
         browser.find_element(By.ID, "still").is_displayed() and not browser.find_element(By.ID, "charts").is_displayed()
     )
