@@ -35,7 +35,7 @@ COLUMNS = 3  # panels in a row
 MARKERS = "osD^vPX*<>ph"
 DIVERGED = "#d62728"
 QUIET = "#555555"
-SPAN = (3e-6, 3e-2)  # rates between which the colour runs, the same for every report
+SPAN = (5e-6, 1e-2)  # rates between which the colour runs, the same for every report
 SHADES = (0.25, 0.85)  # the part of viridis that is read on white paper and on a dark page
 STYLE = {
     "font.size": 10,
@@ -270,9 +270,16 @@ def gradient_norm(axes: Axes, study: Study) -> None:
         axes.axhline(limit, color=QUIET, linestyle=":", linewidth=1.2)
         axes.annotate("clip", (1.005, limit), xycoords=("axes fraction", "data"), va="center", fontsize=9)
         clipped = {row.learning_rate: row.clipped for row in study.rows if row.clipped is not None}
-        if len(set(clipped.values())) == 1 and len(clipped) > 1:
-            words = f"clipped steps: {next(iter(clipped.values())):.0%} at every rate"
-            axes.text(0, 1.015, words, transform=axes.transAxes, fontsize=8.5, va="bottom")
+        shares = {f"{share:.0%}" for share in clipped.values()}
+        if len(shares) == 1 and len(clipped) > 1:
+            axes.text(
+                0,
+                1.015,
+                f"clipped steps: {shares.pop()} at every rate",
+                transform=axes.transAxes,
+                fontsize=8.5,
+                va="bottom",
+            )
         elif len(clipped) <= 4:  # more do not fit
             axes.text(0, 1.015, "clipped steps:", transform=axes.transAxes, fontsize=8.5, va="bottom")
             for i, (rate, share) in enumerate(clipped.items()):

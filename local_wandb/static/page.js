@@ -4,7 +4,7 @@
 
 // Viridis, as in the report: a rate has the same colour everywhere, by its value on a logarithmic scale. No red: that says
 // diverged.
-const SPAN = [3e-6, 3e-2];
+const SPAN = [5e-6, 1e-2];
 const STOPS = ["#3b528b", "#33628d", "#2d718e", "#27808e", "#218e8d", "#1e9c89", "#25ab82", "#37b878", "#52c569", "#75d054", "#9bd93c"];
 const BAD = "✗";
 const U = "Final eval loss against learning rate";

@@ -84,8 +84,10 @@ def test_colours_grow_lighter_with_the_rate():
 
 def test_the_local_page_has_the_colours_of_the_report():
     script = (Path(__file__).parents[2] / "local_wandb/static/page.js").read_text()
-    stops = json.loads(re.search(r"const STOPS = (.*);", script)[1])
-    assert stops == [figures.colour(3e-6 * 10 ** (0.4 * i)) for i in range(11)]
+    span, stops = (json.loads(re.search(rf"const {name} = (.*);", script)[1]) for name in ("SPAN", "STOPS"))
+    low, high = span
+    assert tuple(span) == figures.SPAN
+    assert stops == [figures.colour(low * (high / low) ** (i / 10)) for i in range(11)]
 
 
 def test_a_rates_colour_is_the_same_beside_other_rates():
