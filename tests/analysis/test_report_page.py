@@ -139,3 +139,17 @@ def test_curves_are_drawn_from_a_file_and_switched_off_and_on(browser, tmp_path)
     assert (
         browser.find_element(By.ID, "still").is_displayed() and not browser.find_element(By.ID, "charts").is_displayed()
     )
+
+
+def test_charts_without_data_are_not_drawn(browser, tmp_path):
+    def train_loss_only(record):
+        keep = {"_step", "_timestamp", "train/global_step", "train/loss"}
+        record["history"] = [{key: row[key] for key in row if key in keep} for row in record["history"]]
+        record["files"] = {}
+
+    browser.get(write(tmp_path, train_loss_only, kinds={2e-4: "good", 1e-3: "suboptimal"}).as_uri())
+    WebDriverWait(browser, 30).until(
+        lambda page: page.execute_script("return document.querySelectorAll('.live .plot .xy').length") > 0
+    )
+    titles = "return [...document.querySelectorAll('#charts figcaption')].map((one) => one.textContent)"
+    assert browser.execute_script(titles) == ["Train loss, smoothed"]
