@@ -195,7 +195,7 @@ def optimum(rates: list[float], losses: dict[object, np.ndarray], infeasible: li
         "left": rates[best - 1] if best > 0 else None,
         "right": rates[best + 1] if best + 1 < len(rates) else None,
     }
-    found = {"identified": False, "tested": len(rates), **sides}
+    found = {"identified": False, "reason": None, "tested": len(rates), **sides}
     if any(rate > rates[best] and (sides["right"] is None or rate < sides["right"]) for rate in infeasible):
         return found | {"reason": "diverged", "right": min(rate for rate in infeasible if rate > rates[best])}
     chosen = [i for i, rate in enumerate(rates) if abs(math.log10(rate / rates[best])) <= FIT_DECADES + 1e-9]

@@ -116,7 +116,7 @@ def place(losses, grid=(1e-4, 3e-4, 1e-3, 3e-3), infeasible=(), width=0.03):
 @given(st.floats(-3.5, -2.9), st.floats(0.1, 1))
 def test_a_parabola_has_its_vertex(at, curvature):
     found = place(3 + curvature * (np.log10([1e-4, 3e-4, 1e-3, 3e-3]) - at) ** 2)
-    assert found["identified"] and math.log10(found["learning_rate"]) == pytest.approx(at)
+    assert found["identified"] and found["reason"] is None and math.log10(found["learning_rate"]) == pytest.approx(at)
 
 
 @pytest.mark.parametrize(
