@@ -17,6 +17,7 @@ from analysis import report
 from analysis.curves import ema
 from analysis.figures import colour
 from analysis.rates import mean_series
+from analysis.results import rounded
 from analysis.runs import Run, Series
 from analysis.study import Study
 from analysis.words import rate_label
@@ -60,7 +61,7 @@ def curves(study: Study, results: dict) -> dict:
         count = min(5, int(study.planned_steps / study.steps_per_pass))
         passes = [study.steps_per_pass * (i + 1) for i in range(count)]
     return {
-        "rates": [{"rate": rate, "label": rate_label(rate), "colour": colour(rate)} for rate in study.rates],
+        "rates": [{"rate": rounded(rate), "label": rate_label(rate), "colour": colour(rate)} for rate in study.rates],
         "base": study.base_loss,
         "margin": study.basin_width,
         "passes": passes,
@@ -103,7 +104,7 @@ def thinned(series: Series, points: int) -> Series:
 def drawn(rate: float, run: Run | None, series: Series) -> dict:
     seed = None if run is None else run.seed
     values = [short(value) for value in series.value.tolist()]
-    return {"rate": rate, "mean": run is None, "seed": seed, "x": series.step.tolist(), "y": values}
+    return {"rate": rounded(rate), "mean": run is None, "seed": seed, "x": series.step.tolist(), "y": values}
 
 
 def short(value: float) -> float | None:

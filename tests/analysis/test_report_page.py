@@ -153,3 +153,15 @@ def test_charts_without_data_are_not_drawn(browser, tmp_path):
     )
     titles = "return [...document.querySelectorAll('#charts figcaption')].map((one) => one.textContent)"
     assert browser.execute_script(titles) == ["Train loss, smoothed"]
+
+
+def test_rates_of_many_digits_are_the_same_in_every_chart(tmp_path):
+    """The results have 9 digits, a rate that a sweep draws has 17."""
+    rates = {1e-5 * 1.9**k: "good" for k in range(3)}
+    folder = simulate.study(tmp_path / "study", rates=rates)
+    study = build(*load(folder))
+    drawn = json.loads(json.dumps(page.curves(study, results(study))))
+    known = {entry["rate"] for entry in drawn["rates"]}
+    assert len(known) == 3
+    assert {cost["rate"] for cost in drawn["costs"]} == known
+    assert {line["rate"] for chart in drawn["charts"] for line in chart["lines"]} == known
