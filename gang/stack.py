@@ -94,18 +94,23 @@ class Stack:
         The arithmetic of torch.optim.AdamW, in its order; no branch depends on a value, so a CUDA graph can hold it.
         """
         options = self.training
-        norms = self.gradients.float().unflatten(1, (-1, BLOCK)).norm(dim=2).norm(dim=1)
+        matrices = self.values, self.gradients, self.first, self.second
+        # Adapters in bfloat16 are rounded once, at the end, as the fused AdamW does; float32 is updated in its place.
+        values, gradients, first, second = (matrix.float() for matrix in matrices)
+        norms = gradients.unflatten(1, (-1, BLOCK)).norm(dim=2).norm(dim=1)
         if options.max_grad_norm > 0:
-            self.gradients.mul_((options.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None])
+            gradients.mul_((options.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None])
         self.updates += 1
-        rates = rates[:, None].to(self.values.dtype)
+        rates = rates[:, None]
         beta1, beta2 = options.adam_beta1, options.adam_beta2
         if options.weight_decay:
-            self.values.mul_(1 - rates * options.weight_decay)
-        self.first.lerp_(self.gradients, 1 - beta1)
-        self.second.mul_(beta2).addcmul_(self.gradients, self.gradients, value=1 - beta2)
-        scale = self.second.sqrt().div_((1 - beta2**self.updates).sqrt()).add_(options.adam_epsilon)
-        self.values.sub_(self.first / scale * (rates / (1 - beta1**self.updates)))
+            values.mul_(1 - rates * options.weight_decay)
+        first.lerp_(gradients, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+        scale = second.sqrt().div_((1 - beta2**self.updates).sqrt()).add_(options.adam_epsilon)
+        values.sub_(first / scale * (rates / (1 - beta1**self.updates)))
+        for matrix, result in zip(matrices, (values, gradients, first, second), strict=True):
+            matrix.copy_(result)
         self.round()
         self.gradients.zero_()
         return norms
