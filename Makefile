@@ -1,5 +1,5 @@
 # make experiment   the whole experiment, on a GPU or a CPU: outputs/latest/README.md
-# make check        lint and the tests that take no training and no server
+# make check        lint, types and the tests that take no training and no server
 # make test         all tests and lint
 # make flagship     the reference experiment on a GPU, 30 minutes: outputs/flagship/README.md
 PYTHON ?= python3
@@ -12,6 +12,7 @@ check: TESTS = -m "not slow"
 check test: .venv/installed-tests starter/data/test.jsonl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 flagship: .venv/installed

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -33,7 +34,7 @@ def noise_off(config: PreTrainedConfig) -> dict:
     As from_pretrained takes them; the run's config shows them in model_init_kwargs. Like lora_dropout, their noise
     would blur the comparison between learning rates.
     """
-    off = {key: noise_off(getattr(config, key)) for key in config.sub_configs if getattr(config, key, None)}
+    off: dict = {key: noise_off(getattr(config, key)) for key in config.sub_configs if getattr(config, key, None)}
     for key, value in vars(config).items():
         if NOISE.search(key) and isinstance(value, float) and value > 0:
             off[key] = 0.0
@@ -62,7 +63,8 @@ def check_model(base: BaseConfig) -> None:
         raise InputError(f"{name}: {first_line(error)}; {hint}") from error
     if (method := quantization(config).get("quant_method", "bitsandbytes")) != "bitsandbytes":
         raise InputError(f"{name} is quantised with {method} already; use a checkpoint in bfloat16")
-    if base.lora_target_modules == "all-linear" and (experts := expert_count(config)):
+    modules: Any = base.lora_target_modules  # TRL takes a list of one out of its list
+    if modules == "all-linear" and (experts := expert_count(config)):
         hint = "use lora_target_modules: [q_proj, k_proj, v_proj, o_proj]"
         raise InputError(f"{name} has {experts} experts in one tensor, which all-linear cannot adapt alone; {hint}")
 
@@ -141,9 +143,9 @@ def load_model(base: BaseConfig, training: TrainConfig) -> PreTrainedModel:
     return model
 
 
-def dequantised(layer: nn.Module) -> torch.Tensor:
+def dequantised(layer: Any) -> torch.Tensor:
     """The matrix W [out, in] of a linear layer, in bitsandbytes' 4 or 8 bits or plain; InputError on other kinds."""
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)
     if isinstance(weight, bnb.nn.Params4bit):
         return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
     if isinstance(weight, bnb.nn.Int8Params):

@@ -72,7 +72,7 @@ class TrainConfig(SFTConfig):
 
     def __post_init__(self):
         if self.bf16 is None:
-            self.bf16 = gpu_has_bfloat16()
+            self.bf16: bool | None = gpu_has_bfloat16()
         elif self.bf16 and not gpu_has_bfloat16():
             raise InputError(
                 "bf16: true needs a GPU with bfloat16, and none is visible; recipes/starter.yaml runs on a CPU"
@@ -141,7 +141,7 @@ def swept_values(training: TrainConfig, point: dict | None = None) -> dict:
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     if not path and point is None:
         return {"learning_rate": training.learning_rate}
-    written = point or yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    written = point or yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
     values = {key: entry["value"] for key, entry in written.items() if not key.startswith("wandb_")}
     for key, value in values.items():
         if isinstance(value, str) and isinstance(getattr(training, key, None), float):

@@ -104,7 +104,7 @@ class Trainer(SFTTrainer):
             self.add_callback(RoundWeights())
         self.generation_examples = self.eval_dataset.select(range(min(GENERATED_EXAMPLES, len(self.eval_dataset))))
         by_length = sorted(range(len(self.eval_dataset)), key=lambda i: -len(self.eval_dataset[i]["input_ids"]))
-        self.eval_dataset = self.eval_dataset.select(by_length)  # equal lengths share a batch: least padding
+        self.eval_dataset: Dataset = self.eval_dataset.select(by_length)  # equal lengths share a batch: least padding
         self.lora_layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, LoraLayer)}
         self.weight_squares = {name: weight_square(layer) for name, layer in self.lora_layers.items()}
         self.example_losses: dict = {"steps": [], "tokens": [], "nll": []}

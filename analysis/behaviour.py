@@ -151,7 +151,7 @@ class Evidence:
         return rise, max(TRAIN_RISE, TRAIN_RISE_SE * self.error(values, smooth))
 
     @cached_property
-    def divergence(self) -> dict[str, tuple[int, float] | int | None]:
+    def divergence(self) -> dict:
         """Minimum of the eval loss, onset of its rise, crossing of l0, last finite value, first step not finite.
 
         (step, nats per token) each, None where there is none. The onset is the first evaluation after the minimum from

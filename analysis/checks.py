@@ -144,7 +144,7 @@ def same_recipe(study: Study) -> dict:
 
 
 def same_eval_examples(study: Study) -> dict:
-    tokens = {}
+    tokens: dict[bytes, list[str]] = {}
     for run in study.counted:
         if run.eval_nll is not None:
             tokens.setdefault(run.eval_nll.tokens.tobytes(), []).append(run.id)

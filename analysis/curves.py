@@ -22,7 +22,8 @@ def rolling_median(values: np.ndarray, width: int) -> np.ndarray:
 
 def opening_medians(values: np.ndarray, half: int) -> list[float]:
     """Medians of the first half + 1, half + 2, ... values, for the first `half` places of a rolling median."""
-    window, found = [], []
+    window: list[float] = []
+    found: list[float] = []
     for entering, value in enumerate(values[: 2 * half].tolist()):
         insort(window, value)
         if entering >= half:

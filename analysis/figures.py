@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -37,7 +38,7 @@ DIVERGED = "#d62728"
 QUIET = "#555555"
 SPAN = (5e-6, 1e-2)  # rates between which the colour runs, the same for every report
 SHADES = (0.25, 0.85)  # the part of viridis that is read on white paper and on a dark page
-STYLE = {
+STYLE: dict = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -231,7 +232,7 @@ def price(axes: Axes, study: Study) -> None:
     axes.set(xlabel="learning rate η", ylabel="nats above the best rate")
 
 
-def rate_ticks(axes: Axes, rates: list[float], alpha: object) -> None:
+def rate_ticks(axes: Axes, rates: list[float], alpha: Any) -> None:
     """A tick at each rate below and at its α·η above; where rates are close, turned below and only the ends above."""
     span = max(math.log10(rates[-1] / rates[0]), 0.5)
     close = any(math.log10(b / a) / span < 0.14 for a, b in pairwise(rates))
@@ -239,7 +240,8 @@ def rate_ticks(axes: Axes, rates: list[float], alpha: object) -> None:
     axes.minorticks_off()
     axes.set_xlim(rates[0] / 10 ** (0.08 * span), rates[-1] * 10 ** (0.08 * span))
     if isinstance(alpha, int | float) and alpha > 0:
-        above = axes.secondary_xaxis("top", functions=(lambda x: x * alpha, lambda x: x / alpha))
+        there_and_back: Any = (lambda x: x * alpha, lambda x: x / alpha)
+        above = axes.secondary_xaxis("top", functions=there_and_back)
         ends = [rates[0], rates[-1]] if rates[-1] > 3 * rates[0] else rates[:1]
         shown = [alpha * r for r in (ends if close else rates)]
         above.set_xticks(shown, [rate_label(x) for x in shown])

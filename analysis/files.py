@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message names it and what would be right."""
 
 
-def number(value: object) -> float | None:
+def number(value: Any) -> float | None:
     """The float that a JSON value stands for, non-finite strings included; None where it stands for none."""
     if isinstance(value, bool) or value is None:
         return None
@@ -25,7 +26,7 @@ def number(value: object) -> float | None:
         return None
 
 
-def strict(value: object) -> object:
+def strict(value: Any) -> Any:
     """`value` as strict JSON can hold it: string keys, plain types, non-finite floats as strings."""
     if isinstance(value, float | np.floating):
         value = float(value)

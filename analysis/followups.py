@@ -54,7 +54,7 @@ def refinement_grid(study: Study) -> tuple[list[float], str]:
 
 def config(study: Study, name: str, **values: list) -> dict:
     """A grid over these values; program, command, metric and constant parameters are the analysed sweep's own."""
-    source = next((s["config"] for s in study.sweeps if isinstance(s.get("config"), dict)), {})
+    source: dict = next((s["config"] for s in study.sweeps if isinstance(s.get("config"), dict)), {})
     kept = {}
     for key, spec in parameters({"config": source}).items():
         fixed = constants(spec)

@@ -51,7 +51,7 @@ def mechanism(rates: list[Rate], rank: float | None, alpha: float | None) -> dic
     return about | {"matrices": sum(n for n, *_ in modules), "rows": rows}
 
 
-def shapes(run: Run) -> list[tuple[float, float, float, float]]:
+def shapes(run: Run) -> list[tuple[float, ...]]:
     """(count, d_in, d_out, weight std) of each kind of adapted module; [] if not recorded."""
     modules = run.config.get("adapted_modules")
     if not isinstance(modules, dict):

@@ -90,7 +90,8 @@ def pull(paths: list[str], output: Path) -> list:
     `output`/previous. Raises InputError for an unknown sweep or an output that cannot be written.
     """
     api = connect()
-    sweeps, texts, handles = [], {}, []
+    sweeps, handles = [], []
+    texts: dict = {}
     for path in dict.fromkeys(map(sweep_path, paths)):
         sweep = find(api, path)
         sweeps.append(

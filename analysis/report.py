@@ -426,7 +426,7 @@ def why(r: dict) -> list[str]:
             f"{small(high['end'])} at {rate_label(high['learning_rate'])}: {high['end'] / low['end']:.0f} × for a rate "
             f"{high['learning_rate'] / low['learning_rate']:.0f} × as high."
         )
-    config = next((x["config"] for x in r["runs"] if x["compared"]), {})
+    config: dict = next((x["config"] for x in r["runs"] if x["compared"]), {})
     trained, total = number(config.get("trainable_parameters")), number(config.get("all_parameters"))
     if trained and total:
         found.append(f"The adapters are {trained:,.0f} of {total:,.0f} parameters, {100 * trained / total:.2f} %.")

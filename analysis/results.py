@@ -1,6 +1,7 @@
 """A Study as plain data: what stands in `all_results.json`, and what the report and the pages are made of."""
 
 from dataclasses import asdict
+from typing import Any
 
 from analysis.behaviour import onset
 from analysis.checks import checks
@@ -49,7 +50,7 @@ def results(study: Study) -> dict:
     return {"sweeps": study.sweeps, **rounded(computed), "runs": rows}
 
 
-def rounded(value: object) -> object:
+def rounded(value: Any) -> Any:
     """Computed numbers to 9 digits: sums may differ in the last bits between machines, the page must not."""
     if isinstance(value, float):
         return float(f"{value:.9g}")

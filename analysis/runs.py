@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -322,7 +323,7 @@ def is_nan(cell: object) -> bool:
     return value is not None and math.isnan(value)
 
 
-def read_eval_nll(data: object, notes: list[str]) -> EvalNLL | None:
+def read_eval_nll(data: Any, notes: list[str]) -> EvalNLL | None:
     """The per-example losses of `eval_nll.json`; None, with a note, if absent or of an unexpected shape."""
     if data is None:
         return None

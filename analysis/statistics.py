@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -73,7 +74,7 @@ def clustered(nll: np.ndarray, tokens: np.ndarray, module: np.ndarray | None) ->
     return float(count / (count - 1) * (residual**2).sum() / total**2), float(effective - 1)
 
 
-def with_interval(mean: float, variances: list[tuple[float, float]], **covered: object) -> Estimate:
+def with_interval(mean: float, variances: list[tuple[float, float]], **covered: Any) -> Estimate:
     """mean ± t·sqrt(Σ v), with Welch and Satterthwaite's degrees of freedom (Welch 1947, Biometrika 34).
 
     variances: (v, degrees of freedom) of each independent part of the error; none gives no interval.

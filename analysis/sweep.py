@@ -92,8 +92,8 @@ def parameters(sweep: dict) -> dict:
 
 def values(parameter: object) -> list:
     """The values of one parameter of a grid, whether given as {"values": [...]}, {"value": ...} or alone."""
-    found = parameter if isinstance(parameter, dict) else {"value": parameter}
-    found = found.get("values", [found.get("value")])
+    spec = parameter if isinstance(parameter, dict) else {"value": parameter}
+    found = spec.get("values", [spec.get("value")])
     return [value for value in found if value is not None] if isinstance(found, list) else []
 
 

@@ -269,7 +269,8 @@ def budget(r: dict) -> Table | None:
     """A few budgets, about doubling, with the passes over the data that each makes; None if rates have no order."""
     if len(r["rates"]) < 2 or r["best_rate"] is None:
         return None
-    rows, shown = r["budget"], []
+    rows: list[dict] = r["budget"]
+    shown: list[dict] = []
     for row in reversed(rows):
         if not shown or row["step"] * 1.9 <= shown[-1]["step"]:
             shown.append(row)

@@ -3,6 +3,7 @@
 import math
 import re
 from html import escape as escape_html
+from typing import Any
 
 from analysis.files import number
 
@@ -10,7 +11,7 @@ from analysis.files import number
 SPECIAL = re.compile(r"[\\`*|<&~$@\n]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|://|\bwww\.")
 
 
-def escape(value: object) -> object:
+def escape(value: Any) -> Any:
     """`value` with every string made inert as markdown and HTML, and on one line; numbers and structure stay."""
     if isinstance(value, str):
         text = "\n".join(value.strip().splitlines())

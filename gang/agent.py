@@ -116,7 +116,8 @@ class Agents:
         sweep.check()
         self.sweep, self.size = sweep, size
         self.agents = sweep.agents(size or 1)
-        self.loop, self.fixed = Loop(sweep.id), None
+        self.loop = Loop(sweep.id)
+        self.fixed: dict | None = None
 
     def work(self) -> None:
         """Gangs until the sweep has no more configurations."""
@@ -130,7 +131,8 @@ class Agents:
 
     def train(self) -> None:
         """Train those of the claimed configurations that fit together; what does not stays claimed."""
-        seats, done = {}, threading.Event()
+        seats: dict[str, tuple[Agent, Member]] = {}
+        done = threading.Event()
         members = self.seat(self.agents, seats)
         fixed = {key: entry for key, entry in members[0].point.items() if key not in DIFFER}
         if fixed != self.fixed:  # it may say which base; else the next gang goes on with the one that is loaded

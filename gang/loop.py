@@ -41,7 +41,8 @@ class Loop:
 
         `recruit` gives more members, seeing the first one.
         """
-        self.members, opening, gang, start = list(members), {}, None, time.monotonic()
+        self.members, gang, start = list(members), None, time.monotonic()
+        opening: dict[Member, Future] = {}
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 self.set_up(opening, pool, recruit)
@@ -141,7 +142,7 @@ class Gang:
         self.closing: dict[Member, Future] = {}
         first = self.members[0]
         self.first, self.last_step = first, first.trainer.state.max_steps
-        self.writer, self.pending = ThreadPoolExecutor(1), deque()
+        self.writer, self.pending = ThreadPoolExecutor(1), deque[Future]()
         self.issued: list[tuple[Plan, list[Tensor]]] = []
         self.seconds = dict.fromkeys(("set-up", "issuing", "writing", "steps", "evaluations", "answers"), 0.0)
         self.evaluated = 0

@@ -27,7 +27,7 @@ def products(x: Tensor, weights: Tensor) -> Tensor:
 class FrozenWeight:
     """The matrix W [out, in] of a frozen layer in the compute dtype, dequantised once if `keep`, else in each pass."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype, keep: bool):
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, keep: bool):
         self.layer, self.dtype = layer, dtype
         self.bias = None if layer.bias is None else layer.bias.data.to(dtype)
         self.kept = self.matrix() if keep else None
@@ -82,7 +82,9 @@ class StackedLoRA(nn.Module):
     in the rest, whose gradients are exactly zero. `a` is None: the base alone.
     """
 
-    def __init__(self, base: nn.Module, dtype: torch.dtype, keep: bool):
+    scaling: Tensor  # [N, 1, 1]: α/r of each member
+
+    def __init__(self, base: nn.Linear, dtype: torch.dtype, keep: bool):
         super().__init__()
         self.weight = FrozenWeight(base, dtype, keep)
         self.register_buffer("anchor", torch.zeros((), device=base.weight.device).requires_grad_(), persistent=False)

@@ -32,7 +32,7 @@ class Member:
         self.run_id, self.point, self.flags = run_id, point, flags
         self.trainer: train.Trainer | None = None
         self.watch: train.Watch | None = None
-        self.run = None
+        self.run: wandb.Run | None = None
         self.error: BaseException | None = None
         self.stopped = False  # the server wants it to end
         self.losses = 0.0
@@ -67,7 +67,8 @@ class Member:
 
     def open(self, sweep: str | None, described: dict, console: bool) -> None:
         """Open its W&B run and write the configuration, through Hugging Face's callback."""
-        settings = wandb.Settings(sweep_id=sweep, **({} if console else {"console": "off"}))
+        quiet: dict = {} if console else {"console": "off"}
+        settings = wandb.Settings(sweep_id=sweep, **quiet)
         options = {"id": self.run_id, "reinit": "create_new", "settings": settings}
         self.run = run = train.start_run(self.training, self.data, self.base, self.swept, **options)
         handler = self.trainer.callback_handler
@@ -186,11 +187,11 @@ def plans(members: list[Member], rows: int | None, packed: bool) -> Iterator[Pla
                 member.trainer.record_first_batch(steps[member.order][1][0])
         epochs, micro, items = zip(*(steps[member.order] for member in members), strict=True)
         pairs = zip(zip(*micro, strict=True), zip(*items, strict=True), strict=True)
-        batches = [together(batches, counts, filler, rows, packed) for batches, counts in pairs]
+        merged = [together(batches, counts, filler, rows, packed) for batches, counts in pairs]
         rates = [member.rate(number) for member in members]
         device_rates = torch.tensor(rates)
         if rows:
-            batches, device_rates = [batch.pinned() for batch in batches], device_rates.pin_memory()
+            merged, device_rates = [batch.pinned() for batch in merged], device_rates.pin_memory()
         elements = [sum(batch["input_ids"].numel() for batch in batches) for batches in micro]
         numbers = [tokens[member.order] for member in members]
-        yield Plan(number, batches, device_rates, list(epochs), rates, numbers, elements)
+        yield Plan(number, merged, device_rates, list(epochs), rates, numbers, elements)

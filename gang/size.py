@@ -27,8 +27,8 @@ def best_size(points: float, seconds: list[float], fits: int) -> int:
 
     Among equals the smallest: it needs the least memory. An endless sweep (infinite points) takes the most per second.
     """
-    fits = max(1, min(fits, LIMIT, points if math.isfinite(points) else LIMIT))
-    costs = {n: makespan(points, seconds, n) for n in range(1, int(fits) + 1)}
+    fits = int(max(1, min(fits, LIMIT, points if math.isfinite(points) else LIMIT)))
+    costs = {n: makespan(points, seconds, n) for n in range(1, fits + 1)}
     # A hundredth is measurement noise; makespans within it count as equal.
     return next(n for n, cost in costs.items() if cost <= 1.01 * min(costs.values()))
 

@@ -21,7 +21,7 @@ class Stack:
     """
 
     def __init__(self, members: list[dict[str, LoraLayer]], layers: dict[str, StackedLoRA], training):
-        self.layers, self.training = layers, training
+        self.layers = layers
         self.training: TrainingArguments = training
         self.ranks = [{name: layer.r["default"] for name, layer in member.items()} for member in members]
         self.scaling = torch.tensor([[layer.scaling["default"] for layer in member.values()] for member in members])

@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -69,7 +69,11 @@ class Batch:
 
 
 def together(
-    batches: list[dict[str, Tensor]], items: list[float], filler: int, rows: int | None = None, packed: bool = False
+    batches: Sequence[dict[str, Tensor]],
+    items: Sequence[float],
+    filler: int,
+    rows: int | None = None,
+    packed: bool = False,
 ) -> Batch:
     """The members' collated batches as one, on the CPU; `items` are what each one's NLL is divided by.
 

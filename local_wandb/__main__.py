@@ -127,7 +127,7 @@ def _listen(data: Path, port: int | None, host: str) -> socket.socket:
 
 
 def _address(host: str | None) -> str:
-    host = {None: LOOPBACK, "0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+    host = socket.gethostname() if host in ("0.0.0.0", "::") else host or LOOPBACK
     return f"[{host}]" if ":" in host else host
 
 

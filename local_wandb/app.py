@@ -55,7 +55,7 @@ def application(store: Store, key: str) -> Starlette:
         watching.cancel()
         await run_in_threadpool(store.checkpoint)
 
-    handlers = {
+    handlers: dict = {
         HTTPException: _http_error,
         ValueError: _bad_request,
         RecursionError: _bad_request,

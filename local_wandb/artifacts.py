@@ -162,10 +162,11 @@ def _put_together(store: Store, artifact: dict) -> dict:
     if not parts and not base:
         return artifact
     own = _file(store, artifact["id"], MANIFEST)
-    contents, manifest = {}, None
+    contents: dict[str, dict] = {}
+    manifest: dict = {}
     if base:
         born = {"birthArtifactID": node_id("Artifact", base["id"])}
-        inherited = store.get("files", artifact=base["id"], name=MANIFEST)
+        (inherited,) = store.find("files", artifact=base["id"], name=MANIFEST)
         contents = {name: born | entry for name, entry in json.loads(store.read(inherited))["contents"].items()}
         parts = [own]
     for part in parts:
@@ -219,7 +220,7 @@ def update(source, info, input) -> dict:
             for known in store.find("aliases", artifact=artifact["id"], collection=artifact["collection"]):
                 if known["alias"] not in wanted:
                     store.delete("aliases", known["id"])
-            alias(store, store.get("collections", id=artifact["collection"]), artifact, wanted)
+            alias(store, store.row("collections", artifact["collection"]), artifact, wanted)
     return {"artifact": artifact}
 
 
@@ -243,7 +244,7 @@ def remove(store: Store, artifact: dict) -> dict:
     others = [a for a in store.find("artifacts", collection=artifact["collection"]) if a["state"] == "COMMITTED"]
     if any(a["alias"] == "latest" for a in known) and others:
         newest = max(others, key=lambda a: a["versionIndex"])
-        alias(store, store.get("collections", id=artifact["collection"]), newest, ["latest"])
+        alias(store, store.row("collections", artifact["collection"]), newest, ["latest"])
     kept = {entry["id"] for other in others for entry in entries(store, other)}  # a later version may share a file
     for file in store.find("files", artifact=artifact["id"]):
         if file["id"] not in kept:

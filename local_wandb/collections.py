@@ -291,7 +291,7 @@ def _type(project, info, name) -> dict | None:
 
 
 def _types(project, info, after=None, first=None) -> dict:
-    kinds = {}
+    kinds: dict[str, dict] = {}
     for collection in info.context.store.find("collections", project=project["id"]):
         kinds.setdefault(collection["type"], type_of(collection, info))
     return connection(list(kinds.values()), first, after)

@@ -1,5 +1,6 @@
 """What a stranger may cost: connections that wait, and lines of the log."""
 
+import asyncio
 import logging
 import time
 
@@ -12,6 +13,9 @@ LINES, PERIOD = 100, 10.0  # log lines in so many s; beyond, they are counted
 
 class Protocol(H11Protocol):
     """HTTP as uvicorn speaks it; a connection without a whole request goes after HEAD, or when room is needed."""
+
+    connections: set["Protocol"]  # type: ignore[assignment]  # of this protocol alone
+    _head: asyncio.TimerHandle | None
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)

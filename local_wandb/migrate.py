@@ -261,7 +261,7 @@ def _write_run(store: Store, project: dict, row: dict, output: Path) -> Path:
 
 
 def _write_version(store: Store, run, row: dict) -> None:
-    collection = store.get("collections", id=row["collection"])
+    collection = store.row("collections", row["collection"])
     metadata = json.loads(row["metadata"] or "{}")
     artifact = InternalArtifact(collection["name"], collection["type"], row["description"], metadata)
     for entry in entries(store, row):

@@ -127,13 +127,11 @@ def artifact(store: Store, project: dict, collection: dict, version: dict, files
         ]
         for f in files
     ]
-    lineage = [
-        ["made by", _run_link(store, store.get("runs", id=row["run"]))] for row in _of(store, "outputs", version)
-    ]
-    lineage += [["used by", _run_link(store, store.get("runs", id=row["run"]))] for row in _of(store, "uses", version)]
+    lineage = [["made by", _run_link(store, store.row("runs", row["run"]))] for row in _of(store, "outputs", version)]
+    lineage += [["used by", _run_link(store, store.row("runs", row["run"]))] for row in _of(store, "uses", version)]
     for row in _of(store, "links", version):
-        portfolio = store.get("collections", id=row["collection"])
-        at = store.get("projects", id=portfolio["project"])
+        portfolio = store.row("collections", row["collection"])
+        at = store.row("projects", portfolio["project"])
         label = f"{portfolio['name']}:v{row['versionIndex']}"
         lineage.append(["linked to", _link(label, *artifact_path(at, portfolio, f"v{row['versionIndex']}"))])
     versions = [
@@ -156,7 +154,7 @@ def _of(store: Store, table: str, version: dict) -> list[dict]:
 
 
 def _run_link(store: Store, run: dict) -> str:
-    at = store.get("projects", id=run["project"])
+    at = store.row("projects", run["project"])
     return _link(run["displayName"] or run["name"], at["entityName"], at["name"], "runs", run["name"])
 
 
@@ -187,10 +185,10 @@ def details(store: Store, run: dict, file_url) -> str:
     artifacts = []
     for table, how in (("outputs", "made"), ("uses", "used")):
         for row in store.find(table, run=run["id"]):
-            version = store.get("artifacts", id=row["artifact"])
+            version = store.row("artifacts", row["artifact"])
             if version["versionIndex"] is not None and version["state"] == "COMMITTED":
-                collection = store.get("collections", id=version["collection"])
-                at, label = store.get("projects", id=collection["project"]), f"v{version['versionIndex']}"
+                collection = store.row("collections", version["collection"])
+                at, label = store.row("projects", collection["project"]), f"v{version['versionIndex']}"
                 link = _link(f"{collection['name']}:{label}", *artifact_path(at, collection, label))
                 artifacts.append([how, link, escape(collection["type"])])
     count = store.line_count(run["id"], "output.log")

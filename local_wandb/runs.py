@@ -5,6 +5,7 @@ import logging
 import math
 import posixpath
 import time
+from collections.abc import Callable
 
 from graphql import GraphQLError
 
@@ -128,7 +129,7 @@ def _with_ancestors(store: Store, project: dict, run: dict, input) -> dict:
     if parent is None:
         raise GraphQLError(f"run {point['run_id']!r} does not exist, so it cannot be forked")
     store.append_history(run, 0, store.history(parent["id"], 0, int(point["step"]) + 1))
-    return store.get("runs", id=run["id"])
+    return store.row("runs", run["id"])
 
 
 def json_object(text: str, what: str) -> dict:
@@ -145,9 +146,9 @@ def json_object(text: str, what: str) -> dict:
 def stream(context: Context, run: dict, body: dict) -> dict:
     """Stores one file-stream request of a run and answers what the client reads."""
     store, now = context.store, time.time()
-    changes = {"heartbeatAt": now, "updatedAt": now, "seen": HEARD}
+    changes: dict = {"heartbeatAt": now, "updatedAt": now, "seen": HEARD}
     with store.write():
-        run = store.get("runs", id=run["id"])  # as it is now that nobody else can change it
+        run = store.row("runs", run["id"])  # as it is now that nobody else can change it
         for name, chunk in (body.get("files") or {}).items():
             offset, lines = chunk.get("offset", 0), chunk.get("content") or []
             if name == "wandb-history.jsonl":
@@ -310,8 +311,8 @@ def _log_line(number: int, text: str) -> dict:
     level, _, rest = text.partition(" ") if text.startswith("ERROR ") else ("", "", text)
     stamp, _, line = rest.partition(" ")
     if not stamp[:4].isdigit():
-        stamp, line = None, rest
-    return {"number": number, "timestamp": stamp, "level": level.lower() or "info", "label": None, "line": line}
+        stamp, line = "", rest
+    return {"number": number, "timestamp": stamp or None, "level": level.lower() or "info", "label": None, "line": line}
 
 
 # Files
@@ -349,7 +350,7 @@ def delete_files(source, info, input) -> dict:
     return {"success": True}
 
 
-FIELDS = {
+FIELDS: dict[str, dict[str, Callable]] = {
     "Project": {
         "runCount": lambda project, info, filters=None: len(_matching(project, info, filters, None)),
         "runs": _runs,

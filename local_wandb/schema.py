@@ -1,5 +1,6 @@
 """The table of operations, and the answer to a request: schema.graphql's types with their resolvers."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -73,7 +74,7 @@ def _absent(errors: list[GraphQLError]) -> list[GraphQLError]:
 
 
 # Every operation that the server answers, and the function that does.
-OPERATIONS = {
+OPERATIONS: dict[str, dict[str, Callable]] = {
     "Query": {
         "viewer": projects.user,
         "serverInfo": projects.server_info,
@@ -129,18 +130,17 @@ OPERATIONS = {
 
 def _schema():
     schema = build_schema((Path(__file__).parent / "schema.graphql").read_text())
+    types: dict = schema.type_map  # each name below is of the kind that has what is set
     for table in (OPERATIONS, projects.FIELDS, runs.FIELDS, sweeps.FIELDS, artifacts.FIELDS, collections.FIELDS):
         for type_name, fields in table.items():
             for field, resolver in fields.items():
-                schema.type_map[type_name].fields[field].resolve = resolver
+                types[type_name].fields[field].resolve = resolver
     for type_name, operations in OPERATIONS.items():
-        assert set(operations) == set(schema.type_map[type_name].fields), f"schema.graphql and {type_name} differ"
+        assert set(operations) == set(types[type_name].fields), f"schema.graphql and {type_name} differ"
     for type_name in ("Project", "Run", "File", "Sweep", "Agent", "Artifact", "ArtifactAlias"):
-        schema.type_map[type_name].fields["id"].resolve = lambda row, info, kind=type_name: node_id(kind, row["id"])
-    schema.type_map["DateTime"].coerce_output_value = lambda at: datetime.fromtimestamp(at, UTC).strftime(
-        "%Y-%m-%dT%H:%M:%SZ"
-    )
-    schema.type_map["ArtifactCollection"].resolve_type = lambda collection, *_: collection["kind"]
+        types[type_name].fields["id"].resolve = lambda row, info, kind=type_name: node_id(kind, row["id"])
+    types["DateTime"].coerce_output_value = lambda at: datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    types["ArtifactCollection"].resolve_type = lambda collection, *_: collection["kind"]
     return schema
 
 

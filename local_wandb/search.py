@@ -7,7 +7,7 @@ requirement of the project, because it asks for numpy < 2, which others exclude;
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 Point = dict[str, dict]  # a run's args: {"learning_rate": {"value": 2e-4}}, nested parameters inside "value"
@@ -180,7 +180,7 @@ def _key(value) -> str:
     return repr(value)
 
 
-def _grid_axes(parameters: dict) -> list[tuple[tuple[str, ...], list]]:
+def _grid_axes(parameters: dict) -> list[tuple[tuple[str, ...], Sequence]]:
     axes = []
     for path, spec in _leaves(parameters):
         kind = _distribution(path, spec)

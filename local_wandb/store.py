@@ -216,6 +216,10 @@ class Store:
         rows = self.find(table, **where)
         return rows[0] if rows else None
 
+    def row(self, table: str, id: int) -> dict:
+        """The row that another one refers to. Raises IndexError where it is gone."""
+        return self.find(table, id=id)[0]
+
     def count(self, table: str, **where) -> int:
         """How many rows."""
         condition = " AND ".join(f'"{column}" IS ?' for column in where) or "1"
@@ -273,7 +277,7 @@ class Store:
             db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", rows)
             new = db.execute(between, [run["id"], low, high]).fetchone()["n"] - before
             known = db.execute("SELECT historyKeys FROM runs WHERE id = ?", [run["id"]]).fetchone()["historyKeys"]
-            keys = json.loads(known) if known else {"keys": {}, "sets": [], "lastStep": -1}
+            keys: dict = json.loads(known) if known else {"keys": {}, "sets": [], "lastStep": -1}
             for key, value in _flat(latest):
                 kind = {str: "string", bool: "boolean", type(None): "nil"}.get(type(value), "number")
                 keys["keys"][key] = {"typeCounts": [{"type": kind, "count": 1}], "previousValue": value}
@@ -290,7 +294,7 @@ class Store:
             db.execute("DELETE FROM history WHERE run = ?", [run["id"]])
             self.update("runs", run["id"], historyKeys=None, historyLineCount=0)
             self.append_history(run, 0, lines)
-        return self.get("runs", id=run["id"])
+        return self.row("runs", run["id"])
 
     def restart(self, run: dict) -> dict:
         """The run without anything that it has logged; its files stay until they are written again."""

@@ -48,9 +48,9 @@ class Server:
         )
 
     def stop(self) -> None:
-        """Ends it as Ctrl-C would."""
+        """Ends it as Ctrl-C would, and closes its pipe."""
         self.process.terminate()
-        self.process.wait(20)
+        self.process.communicate(timeout=20)
 
 
 def start(data: Path, *options: str, env: dict[str, str] | None = None) -> Server:
