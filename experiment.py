@@ -27,11 +27,12 @@ from pathlib import Path
 import yaml
 
 import inputs
+from analysis import folder
 from analysis.files import InputError
+from analysis.folder import LATEST, OUTPUTS
 from local_server import Server
 from progress import Progress, ended, label, varied
 
-OUTPUTS, LATEST = Path("outputs"), Path("outputs/latest")
 LOCAL_DATA = OUTPUTS / "local_wandb"
 ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
 PROJECT = "learning-rate-exploration"  # where neither the sweep nor WANDB_PROJECT names one
@@ -128,10 +129,20 @@ def make_starter_data(sweep: dict) -> None:
 def create_sweep(path: Path, sweep: dict, server: Server | None) -> str:
     """`wandb sweep FILE`; returns ENTITY/PROJECT/SWEEP."""
     project = [] if "project" in sweep or "WANDB_PROJECT" in os.environ else ["--project", PROJECT]
-    printed = wandb_sweep([*project, str(path)], server)
+    name = [] if sweep.get("name") else ["--name", title(sweep)]
+    printed = wandb_sweep([*name, *project, str(path)], server)
     if found := re.search(r"wandb agent (\S+/\S+/\S+)", printed):
         return found[1]
     raise InputError(f"wandb sweep {path}: {last_line(printed)}")
+
+
+def title(sweep: dict) -> str:
+    """What a sweep without a name is called: its model, its data, and what varies."""
+    recipe = recipe_of(sweep)
+    fixed = read_yaml(recipe, "--config") if recipe else {}
+    paths = [Path(str(fixed[key])).parts[-2:] for key in ("model_name_or_path", "dataset_name") if key in fixed]
+    names = ["/".join(part for part in path if part not in ("/", "..")) for path in paths]
+    return f"{', '.join(names)}: {', '.join(varied(sweep))}".removeprefix(": ")
 
 
 def wandb_sweep(arguments: list[str], server: Server | None) -> str:
@@ -298,8 +309,7 @@ class Experiment:
         if options.resume:
             self.sweep, self.output = remembered(options)
         self.poll_seconds = POLL_SECONDS[options.server]
-        if LATEST.is_dir() and not LATEST.is_symlink():
-            raise InputError(f"{LATEST} is a folder; move it: it is to be the link to the newest experiment")
+        folder.check_latest()
         writable(self.output or OUTPUTS)
 
     def run(self, server: Server | None) -> int:
@@ -315,8 +325,7 @@ class Experiment:
         api = pull.connect()
         sweep = pull.find(api, self.sweep)
         self.config = sweep.config
-        name = re.sub(r"[^\w.-]+", "-", sweep.name).strip("-")
-        self.output = self.output or OUTPUTS / f"{name}-{sweep.id}"
+        self.output = self.output or folder.of_sweeps(sweep.name, sweep.id)
         self.remember()
         print(f"sweep: {self.sweep} (others may join: wandb agent {self.sweep})")
         print(f"watch: {server.page(sweep.url) if server else sweep.url}", flush=True)
@@ -383,16 +392,14 @@ class Experiment:
     def remember(self) -> None:
         """Make the output folder, with the recipe as used and what --resume needs, and point outputs/latest to it."""
         self.output.mkdir(parents=True, exist_ok=True)
-        recipe, copy = recipe_of(self.config), self.output / "recipe.yaml"
-        if recipe and recipe.is_file():
+        recipe, copy = recipe_of(self.config), self.output / folder.RECIPE
+        if recipe and recipe.is_file() and recipe.resolve() != copy.resolve():
             if self.options.resume and copy.is_file() and copy.read_bytes() != recipe.read_bytes():
                 raise InputError(f"{recipe} is not what this sweep began with, {copy}: its runs would not compare")
             shutil.copy(recipe, copy)
         about = {"sweep": self.sweep, "server": self.options.server}
         (self.output / ABOUT).write_text(json.dumps(about) + "\n")
-        LATEST.parent.mkdir(exist_ok=True)
-        LATEST.unlink(missing_ok=True)
-        LATEST.symlink_to(os.path.relpath(self.output, LATEST.parent))
+        folder.link_latest(self.output)
 
     def again(self, *more: str) -> str:
         """The command that goes on with this experiment."""
