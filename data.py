@@ -216,13 +216,10 @@ def what_was_read(data: DataConfig, splits: tuple[Dataset, Dataset], trainer, sh
     batch = settings.train_batch_size * settings.gradient_accumulation_steps * settings.world_size
     epochs = settings.num_train_epochs
     steps = settings.max_steps if settings.max_steps > 0 else math.ceil(epochs * math.ceil(rows / batch))
-    lines += [
-        f"{steps} steps of {batch} rows, {steps * batch / rows:.2g} epochs",
-        "the first row; ⟦⟧ is what the loss counts:",
-        marked(trainer.train_dataset[0], trainer.processing_class),
-    ]
+    lines.append(f"{steps} steps of {batch} rows, {steps * batch / rows:.2g} epochs")
     if shared:
         lines.append(f"warning: {shared} of {len(test)} test rows are training rows too: the eval loss flatters")
+    lines += ["the first row; ⟦⟧ is what the loss counts:", marked(trainer.train_dataset[0], trainer.processing_class)]
     return "\n".join(lines)
 
 

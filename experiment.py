@@ -31,7 +31,7 @@ from analysis import folder
 from analysis.files import InputError
 from analysis.folder import LATEST, OUTPUTS
 from local_server import Server
-from progress import Progress, ended, label, varied
+from progress import LIVE, Progress, ended, label, varied
 
 LOCAL_DATA = OUTPUTS / "local_wandb"
 ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
@@ -42,6 +42,7 @@ END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
 LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
 WANDB = [sys.executable, "-m", "wandb"]
 TIED = ["setpriv", "--pdeathsig", "TERM"]  # before a command: it ends when this process is killed
+READ = re.compile(r"^(train \(.*?)\nthe first row;", re.MULTILINE | re.DOTALL)  # what a run says of its data
 ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*|.*?train\.py: .+)$", re.MULTILINE)
 
 
@@ -247,17 +248,48 @@ def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
     return list({json.dumps([run["config"].get(name) for name in sweep["parameters"]]): run for run in runs}.values())
 
 
-def watch(states, progress: Progress, processes: list, server: Server | None, poll_seconds: float) -> None:
+class Report:
+    """`python -m analysis`: again as runs end, so that their behaviour shows while others train, and a last time."""
+
+    def __init__(self, sweep: str, output: Path, total: int | None):
+        self.command = [*TIED, sys.executable, "-m", "analysis", sweep, "--output", str(output)]
+        self.output, self.total, self.over = output, total, 0
+        self.process: subprocess.Popen | None = None
+
+    def follow(self, runs: list[dict]) -> None:
+        """Start it beside the agents, at the lowest priority, if more runs are over than when it last began."""
+        over = sum(run["state"] not in LIVE for run in runs)
+        if self.over < over != self.total and (self.process is None or self.process.poll() is not None):
+            self.over = over
+            quiet = subprocess.DEVNULL  # what it says of runs that go on; the last one is heard
+            self.process = subprocess.Popen(["nice", "-n", "19", *self.command], stdout=quiet, stderr=quiet)
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.terminate()
+            self.process.wait()
+
+    def finish(self) -> int:
+        """The report of all runs; returns the exit code."""
+        if self.process:
+            self.process.wait()
+        return subprocess.run(self.command).returncode
+
+
+def watch(states, progress: Progress, processes: list, server: Server | None, poll_seconds: float, report: Report):
     """Show the runs until the agents have ended. Nothing that the server does or fails to do ends an agent."""
-    asked = 0.0
+    asked, read = 0.0, None
     while any(process.poll() is None for process in processes):
         time.sleep(0.5)
         if time.monotonic() - asked < poll_seconds:
             continue
         asked = time.monotonic()
+        if read is None and (read := READ.search((report.output / "agent-0.log").read_text(errors="replace"))):
+            progress.say(read[1])
         if server and not server.serves():
             progress.say(f"the local server has died; {server.revive()}")
-        progress.show(states())
+        progress.show(runs := states())
+        report.follow(runs or [])
 
 
 def broken(runs: list[dict], total: int | None, sweep: dict) -> list[str]:
@@ -340,11 +372,11 @@ class Experiment:
             runs = pull.states(api, self.sweep)
             return runs and last_attempts(runs, self.config)
 
-        progress = Progress(total, varied(self.config))
+        progress, self.report = Progress(total, varied(self.config)), Report(self.sweep, self.output, total)
         command = self.agent(total, len(gpus) or 1)
         try:
             with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:
-                watch(states, progress, processes, server, self.poll_seconds)
+                watch(states, progress, processes, server, self.poll_seconds, self.report)
             for _ in range(20):  # about ten minutes of a server that does not answer
                 if (runs := states()) is not None:
                     progress.close(runs)
@@ -354,6 +386,7 @@ class Experiment:
                     server.revive()
             raise InputError(f"the server does not answer; for the report: {self.again()}")
         except (KeyboardInterrupt, SystemExit):
+            self.report.stop()
             # W&B calls an interrupted run failed, as it does one whose program was at fault.
             print(f"stopped; what the runs logged is kept. To go on: {self.again('--retry-failed')}", file=sys.stderr)
             raise
@@ -379,8 +412,7 @@ class Experiment:
             print(f"to try these again: {self.again('--retry-failed')}", file=sys.stderr)
         code = 0
         if trained:
-            command = [*TIED, sys.executable, "-m", "analysis", self.sweep, "--output", str(self.output)]
-            code = subprocess.run(command).returncode
+            code = self.report.finish()
         else:
             print("no run has logged anything: no report", file=sys.stderr)
         if self.options.server == "local":
