@@ -17,7 +17,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, load_dataset, load_dataset_builder
+import pandas
+from datasets import Dataset, Features, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
@@ -55,11 +56,12 @@ def load_split(data: DataConfig, split: str, assistant_only_loss: bool = False) 
         subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
     try:
         if path.is_file():
-            dataset = load_dataset(DATA_FORMATS[path.suffix], data_files=source, split=part)
+            dataset = load_dataset(DATA_FORMATS[path.suffix], data_files=source, split=part, **csv_options(path))
         else:
             if path.is_dir():
                 check_folder(path, data.dataset_config)
-            dataset = load_dataset(source, data.dataset_config, split=part, revision=data.dataset_revision)
+            options = {"revision": data.dataset_revision} | csv_options(path)
+            dataset = load_dataset(source, data.dataset_config, split=part, **options)
     except InputError:
         raise
     except Exception as error:  # datasets raises a dozen types; each says in its first line what it missed
@@ -88,6 +90,19 @@ def check_folder(folder: Path, configuration: str | None) -> None:
         listed = ", ".join(sorted(map(str, unclear)))
         hint = "name the files train.jsonl and test.jsonl, or give two: dataset_name and, as a path, dataset_test_split"
         raise InputError(f"dataset_name {folder}: {listed}: to train on or to test on? {hint}")
+
+
+def csv_options(path: Path) -> dict:
+    """How `datasets` reads CSV files: all as text, or the answers 5, 007 and None would be numbers and nothing."""
+    files = data_files(path)
+    if {file.suffix for file in files} != {".csv"}:
+        return {}
+    columns = {file: sorted(pandas.read_csv(file, nrows=0)) for file in files}
+    for file, names in columns.items():
+        if names != columns[files[0]]:
+            raise InputError(f"{file}: columns {', '.join(names)}: all files of a data set need the same columns")
+    text = Features({name: Value("string") for name in columns[files[0]]})
+    return {"features": text, "keep_default_na": False, "na_values": [""]}
 
 
 def data_files(path: Path) -> list[Path]:
@@ -138,6 +153,8 @@ def check_rows(dataset: Dataset, assistant_only_loss: bool) -> None:
     if not len(dataset):
         raise InputError("no rows")
     columns = row_format(dataset)
+    if columns == ("messages",) and not is_conversational(dataset):
+        raise InputError("messages: a list of turns is expected; .jsonl and .parquet can hold one, .csv cannot")
     if assistant_only_loss and not is_conversational(dataset):
         counted = "every token" if columns == ("text",) else "the completion's tokens"
         rows = " + ".join(columns)
@@ -216,13 +233,10 @@ def what_was_read(data: DataConfig, splits: tuple[Dataset, Dataset], trainer, sh
     batch = settings.train_batch_size * settings.gradient_accumulation_steps * settings.world_size
     epochs = settings.num_train_epochs
     steps = settings.max_steps if settings.max_steps > 0 else math.ceil(epochs * math.ceil(rows / batch))
-    lines += [
-        f"{steps} steps of {batch} rows, {steps * batch / rows:.2g} epochs",
-        "the first row; ⟦⟧ is what the loss counts:",
-        marked(trainer.train_dataset[0], trainer.processing_class),
-    ]
+    lines.append(f"{steps} steps of {batch} rows, {steps * batch / rows:.2g} epochs")
     if shared:
         lines.append(f"warning: {shared} of {len(test)} test rows are training rows too: the eval loss flatters")
+    lines += ["the first row; ⟦⟧ is what the loss counts:", marked(trainer.train_dataset[0], trainer.processing_class)]
     return "\n".join(lines)
 
 

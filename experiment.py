@@ -27,11 +27,12 @@ from pathlib import Path
 import yaml
 
 import inputs
+from analysis import folder
 from analysis.files import InputError
+from analysis.folder import LATEST, OUTPUTS
 from local_server import Server
-from progress import Progress, ended, label, varied
+from progress import LIVE, Progress, ended, label, varied
 
-OUTPUTS, LATEST = Path("outputs"), Path("outputs/latest")
 LOCAL_DATA = OUTPUTS / "local_wandb"
 ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
 PROJECT = "learning-rate-exploration"  # where neither the sweep nor WANDB_PROJECT names one
@@ -41,6 +42,7 @@ END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
 LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
 WANDB = [sys.executable, "-m", "wandb"]
 TIED = ["setpriv", "--pdeathsig", "TERM"]  # before a command: it ends when this process is killed
+READ = re.compile(r"^(train \(.*?)\nthe first row;", re.MULTILINE | re.DOTALL)  # what a run says of its data
 ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*|.*?train\.py: .+)$", re.MULTILINE)
 
 
@@ -128,10 +130,20 @@ def make_starter_data(sweep: dict) -> None:
 def create_sweep(path: Path, sweep: dict, server: Server | None) -> str:
     """`wandb sweep FILE`; returns ENTITY/PROJECT/SWEEP."""
     project = [] if "project" in sweep or "WANDB_PROJECT" in os.environ else ["--project", PROJECT]
-    printed = wandb_sweep([*project, str(path)], server)
+    name = [] if sweep.get("name") else ["--name", title(sweep)]
+    printed = wandb_sweep([*name, *project, str(path)], server)
     if found := re.search(r"wandb agent (\S+/\S+/\S+)", printed):
         return found[1]
     raise InputError(f"wandb sweep {path}: {last_line(printed)}")
+
+
+def title(sweep: dict) -> str:
+    """What a sweep without a name is called: its model, its data, and what varies."""
+    recipe = recipe_of(sweep)
+    fixed = read_yaml(recipe, "--config") if recipe else {}
+    paths = [Path(str(fixed[key])).parts[-2:] for key in ("model_name_or_path", "dataset_name") if key in fixed]
+    names = ["/".join(part for part in path if part not in ("/", "..")) for path in paths]
+    return f"{', '.join(names)}: {', '.join(varied(sweep))}".removeprefix(": ")
 
 
 def wandb_sweep(arguments: list[str], server: Server | None) -> str:
@@ -236,17 +248,48 @@ def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
     return list({json.dumps([run["config"].get(name) for name in sweep["parameters"]]): run for run in runs}.values())
 
 
-def watch(states, progress: Progress, processes: list, server: Server | None, poll_seconds: float) -> None:
+class Report:
+    """`python -m analysis`: again as runs end, so that their behaviour shows while others train, and a last time."""
+
+    def __init__(self, sweep: str, output: Path, total: int | None):
+        self.command = [*TIED, sys.executable, "-m", "analysis", sweep, "--output", str(output)]
+        self.output, self.total, self.over = output, total, 0
+        self.process: subprocess.Popen | None = None
+
+    def follow(self, runs: list[dict]) -> None:
+        """Start it beside the agents, at the lowest priority, if more runs are over than when it last began."""
+        over = sum(run["state"] not in LIVE for run in runs)
+        if self.over < over != self.total and (self.process is None or self.process.poll() is not None):
+            self.over = over
+            quiet = subprocess.DEVNULL  # what it says of runs that go on; the last one is heard
+            self.process = subprocess.Popen(["nice", "-n", "19", *self.command], stdout=quiet, stderr=quiet)
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.terminate()
+            self.process.wait()
+
+    def finish(self) -> int:
+        """The report of all runs; returns the exit code."""
+        if self.process:
+            self.process.wait()
+        return subprocess.run(self.command).returncode
+
+
+def watch(states, progress: Progress, processes: list, server: Server | None, poll_seconds: float, report: Report):
     """Show the runs until the agents have ended. Nothing that the server does or fails to do ends an agent."""
-    asked = 0.0
+    asked, read = 0.0, None
     while any(process.poll() is None for process in processes):
         time.sleep(0.5)
         if time.monotonic() - asked < poll_seconds:
             continue
         asked = time.monotonic()
+        if read is None and (read := READ.search((report.output / "agent-0.log").read_text(errors="replace"))):
+            progress.say(read[1])
         if server and not server.serves():
             progress.say(f"the local server has died; {server.revive()}")
-        progress.show(states())
+        progress.show(runs := states())
+        report.follow(runs or [])
 
 
 def broken(runs: list[dict], total: int | None, sweep: dict) -> list[str]:
@@ -298,8 +341,7 @@ class Experiment:
         if options.resume:
             self.sweep, self.output = remembered(options)
         self.poll_seconds = POLL_SECONDS[options.server]
-        if LATEST.is_dir() and not LATEST.is_symlink():
-            raise InputError(f"{LATEST} is a folder; move it: it is to be the link to the newest experiment")
+        folder.check_latest()
         writable(self.output or OUTPUTS)
 
     def run(self, server: Server | None) -> int:
@@ -315,8 +357,7 @@ class Experiment:
         api = pull.connect()
         sweep = pull.find(api, self.sweep)
         self.config = sweep.config
-        name = re.sub(r"[^\w.-]+", "-", sweep.name).strip("-")
-        self.output = self.output or OUTPUTS / f"{name}-{sweep.id}"
+        self.output = self.output or folder.of_sweeps(sweep.name, sweep.id)
         self.remember()
         print(f"sweep: {self.sweep} (others may join: wandb agent {self.sweep})")
         print(f"watch: {server.page(sweep.url) if server else sweep.url}", flush=True)
@@ -331,11 +372,11 @@ class Experiment:
             runs = pull.states(api, self.sweep)
             return runs and last_attempts(runs, self.config)
 
-        progress = Progress(total, varied(self.config))
+        progress, self.report = Progress(total, varied(self.config)), Report(self.sweep, self.output, total)
         command = self.agent(total, len(gpus) or 1)
         try:
             with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:
-                watch(states, progress, processes, server, self.poll_seconds)
+                watch(states, progress, processes, server, self.poll_seconds, self.report)
             for _ in range(20):  # about ten minutes of a server that does not answer
                 if (runs := states()) is not None:
                     progress.close(runs)
@@ -345,6 +386,7 @@ class Experiment:
                     server.revive()
             raise InputError(f"the server does not answer; for the report: {self.again()}")
         except (KeyboardInterrupt, SystemExit):
+            self.report.stop()
             # W&B calls an interrupted run failed, as it does one whose program was at fault.
             print(f"stopped; what the runs logged is kept. To go on: {self.again('--retry-failed')}", file=sys.stderr)
             raise
@@ -370,8 +412,7 @@ class Experiment:
             print(f"to try these again: {self.again('--retry-failed')}", file=sys.stderr)
         code = 0
         if trained:
-            command = [*TIED, sys.executable, "-m", "analysis", self.sweep, "--output", str(self.output)]
-            code = subprocess.run(command).returncode
+            code = self.report.finish()
         else:
             print("no run has logged anything: no report", file=sys.stderr)
         if self.options.server == "local":
@@ -383,16 +424,14 @@ class Experiment:
     def remember(self) -> None:
         """Make the output folder, with the recipe as used and what --resume needs, and point outputs/latest to it."""
         self.output.mkdir(parents=True, exist_ok=True)
-        recipe, copy = recipe_of(self.config), self.output / "recipe.yaml"
-        if recipe and recipe.is_file():
+        recipe, copy = recipe_of(self.config), self.output / folder.RECIPE
+        if recipe and recipe.is_file() and recipe.resolve() != copy.resolve():
             if self.options.resume and copy.is_file() and copy.read_bytes() != recipe.read_bytes():
                 raise InputError(f"{recipe} is not what this sweep began with, {copy}: its runs would not compare")
             shutil.copy(recipe, copy)
         about = {"sweep": self.sweep, "server": self.options.server}
         (self.output / ABOUT).write_text(json.dumps(about) + "\n")
-        LATEST.parent.mkdir(exist_ok=True)
-        LATEST.unlink(missing_ok=True)
-        LATEST.symlink_to(os.path.relpath(self.output, LATEST.parent))
+        folder.link_latest(self.output)
 
     def again(self, *more: str) -> str:
         """The command that goes on with this experiment."""

@@ -1,7 +1,7 @@
 """Which learning rate, and why: analyse W&B sweeps, or an output directory without a network.
 
-    python -m analysis ENTITY/PROJECT/SWEEP [SWEEP ...] [--output outputs/learning_rate_exploration]
-    python -m analysis outputs/learning_rate_exploration [--refine]
+    python -m analysis ENTITY/PROJECT/SWEEP [SWEEP ...]         to outputs/NAME-ID, and outputs/latest links there
+    python -m analysis outputs/latest [--refine]                the same from its files
     python -m analysis outputs/grid outputs/controls --output outputs/merged
 
 Writes README.md, report.html, the figures, all_results.json, sweeps/*.yaml and, from a sweep, lr_*/run_data.json.
@@ -12,13 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis import followups, headline, report
+from analysis import folder, followups, headline, report
 from analysis.files import InputError, save, to_json
 from analysis.results import results
 from analysis.runs import load, merge
 from analysis.study import Study, build
-
-OUTPUT = Path("outputs/learning_rate_exploration")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m analysis", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("source", nargs="+", help="sweeps as ENTITY/PROJECT/SWEEP, or output directories")
-    parser.add_argument("--output", type=Path, help=f"where to write (default: {OUTPUT}, or the directory itself)")
+    parser.add_argument("--output", type=Path, help="where to write (outputs/NAME-ID, or the directory itself)")
     parser.add_argument("--refine", action="store_true", help="also write the next sweep.yaml, and say why")
     options = parser.parse_args(arguments)
     try:
@@ -42,10 +40,11 @@ def analyse(options: argparse.Namespace) -> int:
     if not directory.is_dir():
         from analysis import pull  # wandb, which an analysis from files does not need
 
-        directory = options.output or OUTPUT
-        save(probe := directory / ".probe", "")  # an output that cannot be written shows before a long pull
-        probe.unlink()
-        handles = pull.pull(options.source, directory)
+        if options.output is None:
+            folder.check_latest()
+        directory, handles = pull.pull(options.source, options.output)
+        if options.output is None:
+            folder.link_latest(directory)
     elif len(options.source) > 1:
         directory = merge_into(options.output, [Path(source) for source in options.source])
     elif options.output not in (None, directory):
@@ -61,6 +60,8 @@ def analyse(options: argparse.Namespace) -> int:
     save(directory / "report.html", page.render(study, found, directory, pictures))
     if handles:
         pull.write_back(handles, {row["id"]: row["behaviour"] for row in found["runs"]})
+        if found["adapter"] and not found["side_by_side"]:
+            pull.mark_best(handles, found["adapter"]["run"])
     for check in found["checks"]:
         if check["passed"] is False:
             print(f"CHECK FAILED: {check['check']}: {check['detail']}", file=sys.stderr)
@@ -88,7 +89,8 @@ def refine(study: Study, directory: Path) -> None:
         print(f"No refinement: {why}.")
         return
     path = directory / "sweep.yaml"
-    save(path, followups.to_yaml(followups.config(study, "refinement", learning_rate=grid)))
+    sweep = followups.config(study, "refinement", learning_rate=grid)
+    save(path, followups.to_yaml(followups.with_recipe_as_used(sweep, study, directory)))
     print(f"Next: {why}. Rates {followups.labels(grid)} are in {path}: wandb sweep {path}")
 
 

@@ -2,12 +2,14 @@
 
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
 
 from analysis.behaviour import onset
 from analysis.files import save
+from analysis.folder import RECIPE, shown
 from analysis.study import Study
 from analysis.sweep import parameters
 from analysis.sweep import values as constants
@@ -176,4 +178,20 @@ def write(study: Study, directory: Path) -> None:
         if f"sweeps/{old.name}" not in files:
             old.unlink()
     for name, configuration in files.items():
-        save(directory / name, to_yaml(configuration))
+        save(directory / name, to_yaml(with_recipe_as_used(configuration, study, directory)))
+
+
+def with_recipe_as_used(configuration: dict, study: Study, directory: Path) -> dict:
+    """The sweep with the copy of the recipe that lies beside the report: the recipe itself may change."""
+    used = {recipe for sweep in study.sweeps for recipe in recipes(sweep.get("config"))}
+    if len(used) != 1 or not (directory / RECIPE).is_file():
+        return configuration
+    words = configuration["command"]
+    copy = f"{shown(directory)}/{RECIPE}"
+    return configuration | {"command": [copy if before == "--config" else w for before, w in pairwise(["", *words])]}
+
+
+def recipes(configuration: dict | None) -> list[str]:
+    """The recipes that a sweep's command names."""
+    words = map(str, (configuration or {}).get("command") or ())
+    return [word for flag, word in pairwise(words) if flag == "--config"]

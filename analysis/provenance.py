@@ -1,14 +1,12 @@
 """What was run, at what price, and the commands that make it again."""
 
-import os
 import shlex
 from pathlib import Path
 
+from analysis import folder
 from analysis.files import number
 from analysis.followups import sweep_file
 from analysis.words import decimals, fence, plural
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 def conditions(r: dict) -> str:
@@ -40,7 +38,7 @@ def flat(found: object) -> str:
 
 def reproduction(r: dict, raw: dict, directory: Path) -> list[dict]:
     """Commands from the unescaped results, each word quoted for the shell."""
-    here, found = folder(directory), []
+    here, found = folder.shown(directory), []
     for sweep, shown in zip(raw["sweeps"], r["sweeps"], strict=True):
         file = shlex.quote(f"{here}/{sweep_file(sweep['id'])}")
         path = shlex.quote("/".join(str(sweep.get(key) or "?") for key in ("entity", "project", "id")))
@@ -75,15 +73,3 @@ def settings(r: dict) -> list[dict]:
         values = sorted({flat(x["config"][key]) for x in r["runs"] if key in x["config"]})
         found += [{"key": key, "value": "; ".join(values)}] if values else []
     return found
-
-
-def folder(directory: Path) -> str:
-    """The output directory as a user of the project writes it; outside the project only its name."""
-    full = directory.resolve()
-    return full.relative_to(PROJECT).as_posix() if full.is_relative_to(PROJECT) else full.name
-
-
-def docs(directory: Path) -> str:
-    """The relative path from the report to the project's docs."""
-    full = directory.resolve()
-    return Path(os.path.relpath(PROJECT / "docs", full)).as_posix() if full.is_relative_to(PROJECT) else "../../docs"

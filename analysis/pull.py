@@ -17,11 +17,14 @@ import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from analysis.files import InputError, number, save, strict, to_json
+from analysis.folder import of_sweeps
 from analysis.runs import learning_rate, rate_directory
 
 FILES = ("eval_nll.json", "generations.json")  # files of a run that the analysis reads
 BEHAVIOR = "behavior"  # summary key under which the analysis itself writes each run's class
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses that mean nothing elsewhere, or after a restart
+LIVE = ("running", "pending", "preempting")
+BEST = "best"  # alias of the adapter that the report names
 REACH_SECONDS = 5  # how long an unreachable server may keep the user waiting before one line says so
 
 
@@ -83,17 +86,21 @@ def find(api: wandb.Api, path: str) -> "wandb.apis.public.Sweep":
         raise InputError(f"no sweep {path} on {server} ({first_line(error)}): {wanted}") from None
 
 
-def pull(paths: list[str], output: Path) -> list:
-    """Write the runs of these sweeps to `output`/lr_*/run_data.json; return W&B's run objects.
+def pull(paths: list[str], output: Path | None) -> tuple[Path, list]:
+    """Write the runs of these sweeps to lr_*/run_data.json in `output`; return that folder and W&B's run objects.
 
-    Everything is read before anything is written. Run data of other sweeps that `output` holds are moved to
-    `output`/previous. Raises InputError for an unknown sweep or an output that cannot be written.
+    Without an `output` the folder is outputs/NAME-ID. Everything is read before anything is written. Run data of other
+    sweeps that the folder holds are moved to its previous/. Raises InputError for an unknown sweep or a folder that
+    cannot be written.
     """
     api = connect()
+    found = {path: find(api, path) for path in dict.fromkeys(map(sweep_path, paths))}
+    output = output or of_sweeps(next(iter(found.values())).name, *(sweep.id for sweep in found.values()))
+    save(probe := output / ".probe", "")  # a folder that cannot be written shows before a long pull
+    probe.unlink()
     sweeps, handles = [], []
     texts: dict = {}
-    for path in dict.fromkeys(map(sweep_path, paths)):
-        sweep = find(api, path)
+    for path, sweep in found.items():
         sweeps.append(
             {
                 "id": sweep.id,
@@ -122,7 +129,7 @@ def pull(paths: list[str], output: Path) -> list:
     for directory, records in texts.items():
         body = ",\n".join(records)
         save(output / directory / "run_data.json", f'{{"sweeps": {header},\n"runs": [\n{body}\n]}}\n')
-    return handles
+    return output, handles
 
 
 def set_aside(output: Path, sweeps: set[str], directories: set[str]) -> None:
@@ -187,3 +194,29 @@ def write_back(handles: list, behaviours: dict[str, str]) -> None:
         except (wandb.errors.Error, OSError, ValueError, TypeError) as error:
             print(f"the behaviour classes stay out of W&B's summaries: {first_line(error)}")
             return
+
+
+def mark_best(handles: list, best: str) -> None:
+    """Give the newest adapter of the run `best` the alias BEST, and take it from the other runs' once all are over.
+
+    A refusal is one warning, not an error. Runs that logged no adapter have none to mark.
+    """
+    if any(run.state in LIVE for run in handles):
+        return
+    api = wandb.Api(timeout=30)
+    try:
+        for run in handles:
+            name = f"{run.entity}/{run.project}/model-{run.id}"
+            alias = "latest" if run.id == best else BEST
+            if not api.artifact_exists(f"{name}:{alias}", type="model"):
+                continue
+            artifact = api.artifact(f"{name}:{alias}", type="model")
+            if run.id != best:
+                artifact.aliases.remove(BEST)
+            elif BEST not in artifact.aliases:
+                artifact.aliases.append(BEST)
+            else:
+                continue
+            artifact.save()
+    except (wandb.errors.Error, OSError, ValueError, TypeError) as error:
+        print(f"the alias {BEST!r} stays off the best adapter in W&B: {first_line(error)}")

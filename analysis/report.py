@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis import behaviour, provenance, tables
+from analysis import behaviour, folder, provenance, tables
 from analysis.files import number
 from analysis.headline import answer, basis, by_loss, improved, modules_known, not_evaluated, row_of, scope
 from analysis.hypotheses import STANDARD
@@ -98,10 +98,10 @@ def context(results: dict, directory: Path, pictures: list[str]) -> dict:
         "checks": tables.table(tables.CHECKS, r["checks"], r),
         "runs": tables.table(tables.RUNS, r["runs"], r),
         "sweeps": provenance.reproduction(r, results, directory),
-        "again": fence([f"python -m analysis {shlex.quote(provenance.folder(directory))}"]),
+        "again": fence([f"python -m analysis {shlex.quote(folder.shown(directory))}"]),
         "settings": tables.table(tables.SETTINGS, provenance.settings(r), r),
         "margin": decimals(r["basin"]["width"]) if r["basin"] else None,
-        "docs": provenance.docs(directory),
+        "docs": folder.docs(directory),
     }
 
 
@@ -511,7 +511,7 @@ def follow_ups(r: dict, directory: Path) -> list[str]:
             for key, spec in f["config"]["parameters"].items()
             if "values" in spec
         ]
-        command = f"`wandb sweep {provenance.folder(directory)}/{f['file']}`"
+        command = f"`wandb sweep {folder.shown(directory)}/{f['file']}`"
         lines.append(
             f"**{f['question']}** Because {f['why']}. {'; '.join(swept)}: [{f['file']}]({f['file']}), {command}"
         )

@@ -288,8 +288,8 @@ def _sweep_page(request: Request, after: dict) -> Response:
     if request.method == "GET":
         return _html(page.comparison(f"Sweep {page.sweep_title(sweep)}", project))
     runs = request.app.state.store.find("runs", sweep=sweep["id"])
-    metric = page.metric_of(sweep)
-    return JSONResponse(page.data(request.app.state.store, runs, after, sweep["state"], metric))
+    total, metric = page.total_of(sweep), page.metric_of(sweep)
+    return JSONResponse(page.data(request.app.state.store, runs, after, sweep["state"], total, metric))
 
 
 def _run_page(request: Request, after: dict) -> Response:
@@ -298,7 +298,7 @@ def _run_page(request: Request, after: dict) -> Response:
     if request.method == "GET":
         more = page.details(request.app.state.store, run, _context(request).file_url)
         return _html(page.comparison(f"Run {run['displayName'] or run['name']}", project, more))
-    return JSONResponse(page.data(request.app.state.store, [run], after, run["state"]))
+    return JSONResponse(page.data(request.app.state.store, [run], after, run["state"], 1, page.FINAL))
 
 
 async def _asset(request: Request) -> Response:

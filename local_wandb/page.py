@@ -11,7 +11,7 @@ from urllib.parse import quote
 import plotly
 import yaml
 
-from local_wandb import media
+from local_wandb import media, search
 from local_wandb.runs import LIVE
 from local_wandb.store import Store
 
@@ -169,6 +169,11 @@ def metric_of(sweep: dict) -> str:
     return (yaml.safe_load(sweep["config"]).get("metric") or {}).get("name") or FINAL
 
 
+def total_of(sweep: dict) -> int | None:
+    """How many runs it will have; None where nobody knows."""
+    return search.expected(yaml.safe_load(sweep["config"]))
+
+
 def details(store: Store, run: dict, file_url) -> str:
     """What one run has besides curves: its configuration, files and the end of its console."""
     config = json.loads(run["config"] or "{}")
@@ -207,6 +212,7 @@ def comparison(title: str, project: dict, more: str = "") -> str:
     where = (project["entityName"], project["name"])
     controls = """
 <p id="status" role="status" aria-live="polite">Loading …</p>
+<p id="left"></p>
 <form id="controls" aria-label="Charts">
   <label>Smoothing <input id="smoothing" type="range" min="0" max="0.99" step="0.01" value="0">
     <output for="smoothing">0</output></label>
@@ -224,8 +230,8 @@ def comparison(title: str, project: dict, more: str = "") -> str:
     return _document(title, [("/".join(where), "/" + "/".join(map(quote, where)))], controls + more)
 
 
-def data(store: Store, runs: list[dict], after: dict[str, int], state: str, metric: str = FINAL) -> dict:
-    """What page.js draws: every run, with its points after the _step that the page already has."""
+def data(store: Store, runs: list[dict], after: dict[str, int], state: str, total: int | None, metric: str) -> dict:
+    """What page.js draws: every run, with its points after the _step that the page already has; `total` will come."""
     alerts = [
         {"run": run["displayName"] or run["name"], "title": alert["title"], "text": alert["text"]}
         for run in runs
@@ -242,6 +248,7 @@ def data(store: Store, runs: list[dict], after: dict[str, int], state: str, metr
         "metric": metric,
         "parameters": varied if len(varied) > 1 else [],
         "state": state,
+        "total": total,
         "live": state in ("RUNNING", "PENDING") or any(run["state"] in LIVE for run in runs),
         "runs": [_run(store, run, after.get(run["name"], -1), x, charts, metric) for run in runs],
         "alerts": alerts,

@@ -50,7 +50,7 @@ def test_one_command_fills_in_the_report_with_a_diverged_run(agent, experiment, 
     assert re.search(r"^learning_rate=1e\+30: diverged at step 2, step 2 of 3, loss \d", result.stdout, re.MULTILINE)
     assert re.search(r"^learning_rate=0.0002: finished, step 3 of 3, loss \d", result.stdout, re.MULTILINE)
     sweep = re.search(r"^sweep: local/learning-rate-exploration/(\w+) ", result.stdout, re.MULTILINE)[1]
-    output = checkout / "outputs" / f"learning-rate-{sweep}"
+    output = checkout / "outputs" / f"starter-model-starter-data-learning_rate-{sweep}"
     assert (checkout / "outputs/latest").resolve() == output
     assert yaml.safe_load((output / "recipe.yaml").read_text())["max_steps"] == 3
     good, bad = run_data(output, "0.0002"), run_data(output, "1e+30")

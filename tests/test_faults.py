@@ -135,6 +135,18 @@ def test_an_interrupted_experiment_says_how_to_go_on(checkout, toy_sweep, experi
     assert "Traceback" not in printed
 
 
+def test_the_report_follows_the_runs_that_have_ended(checkout, toy_sweep):
+    sweep = toy_sweep(0.01)
+    sweep.write_text(sweep.read_text().replace("value: 0.0", "values: [0.0, 5.0]"))
+    process = start(checkout, "--sweep", sweep, "--one-by-one")
+    wait(lambda: (checkout / "outputs/latest/report.html").exists())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert not processes_in(checkout)
+    runs = json.loads((checkout / "outputs/latest/all_results.json").read_text())["runs"]
+    assert [run["state"] for run in runs if run["config"]["pause"] == 0] == ["finished"]
+
+
 def test_who_cannot_wait_for_a_stalled_server_interrupts_twice(checkout, toy_sweep):
     process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.5), "--one-by-one")
     os.kill(int((checkout / "outputs/local_wandb/lock").read_text()), signal.SIGSTOP)

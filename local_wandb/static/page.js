@@ -302,6 +302,22 @@ function draw() {
   if (focus) document.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
 }
 
+// How long the sweep still takes, by the pace since this page first saw it train; as experiment.py says it.
+
+let since = null;
+function left() {
+  const live = (run) => ["running", "pending", "preempting"].includes(run.state);
+  if (!page.total || !page.runs.some((run) => live(run) && run.step !== null && run.step < run.steps)) return "";
+  const again = ["crashed", "preempted"]; // their points are offered again
+  const share = (run) => (live(run) ? (run.step ?? 0) / (run.steps || Infinity) : again.includes(run.state) ? 0 : 1);
+  const done = page.runs.reduce((sum, run) => sum + share(run), 0), now = performance.now() / 1000;
+  since ??= { done, now };
+  const gained = done - since.done;
+  if (gained < 0.02 * page.total) return "";
+  const seconds = Math.max(0, ((now - since.now) * (page.total - done)) / gained);
+  return `about ${seconds > 90 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds)} s`} left`;
+}
+
 // New points every two seconds while a run is live, every fifteen when none is.
 
 async function update() {
@@ -322,6 +338,7 @@ async function update() {
     const count = (state) => page.runs.filter((run) => run.state === state).length;
     const said = `${page.state.toLowerCase()}: ${page.runs.length} run${page.runs.length === 1 ? "" : "s"}, ${count("running")} running, ${count("finished")} finished`;
     if ($("status").textContent !== said) $("status").textContent = said;
+    $("left").textContent = left();
   } catch (error) {
     $("status").textContent = `Waiting for the server: ${error.message}`;
   }

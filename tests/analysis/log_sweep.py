@@ -13,7 +13,8 @@ from tests.analysis.simulate import SEED_RATES, record, sweep_of
 def main() -> None:
     rates = {float(rate): kind for rate, kind in json.loads(sys.argv[1]).items()} if len(sys.argv) > 1 else SEED_RATES
     entity, project = os.environ["WANDB_ENTITY"], os.environ["WANDB_PROJECT"]
-    sweep = wandb.sweep(sweep_of(list(rates), [0])["config"], entity=entity, project=project)
+    config = {"name": "simulated", **sweep_of(list(rates), [0])["config"]}
+    sweep = wandb.sweep(config, entity=entity, project=project)
     for rate, kind in rates.items():
         one = record(kind, rate, planned=100, examples=20)
         settings = wandb.Settings(sweep_id=sweep, console="off", x_disable_stats=True)
@@ -32,6 +33,11 @@ def main() -> None:
             path = Path(run.dir) / name
             path.write_text(json.dumps(content))
             run.save(str(path), base_path=run.dir, policy="now")
+        run.summary["load_adapter"] = "model = load()"
+        adapter = wandb.Artifact(f"model-{run.id}", type="model")
+        with adapter.new_file("adapter") as file:
+            file.write(run.id)
+        run.log_artifact(adapter, aliases=["final_model"])
         run.finish(exit_code=1 if kind == "cut" else 0)
     print(f"{entity}/{project}/{sweep}")
 

@@ -65,6 +65,40 @@ def test_a_sweep_comes_whole_twice_the_same_and_its_classes_go_back(server, swee
     assert set(written.split("\n")) >= {"stable, good", "incomplete", "diverged"}
 
 
+ALIASES = """
+import json, sys, wandb
+api, found = wandb.Api(), {}
+for run in api.sweep(sys.argv[1]).runs:
+    artifact = api.artifact(f"{run.entity}/{run.project}/model-{run.id}:latest")
+    found[run.config["learning_rate"]] = artifact.aliases
+    if run.config["learning_rate"] in map(float, sys.argv[2:]):
+        artifact.aliases.append("best")
+        artifact.save()
+print(json.dumps(found))
+"""
+
+
+def test_the_best_adapter_alone_has_the_alias_best(server, sweep, tmp_path):
+    def aliases(*add: float) -> dict[str, list]:
+        done = server.run(sys.executable, "-c", ALIASES, sweep, *map(str, add), env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    aliases(1e-3, 5e-3)  # as former winners
+    assert analyse(server, sweep, "--output", tmp_path).returncode == 0
+    found = aliases()
+    assert {rate for rate, names in found.items() if "best" in names} == {"0.0002"}
+    assert all({"latest", "final_model"} <= set(names) for names in found.values())
+
+
+def test_without_an_output_the_folder_has_the_sweeps_name_and_latest_links_there(server, sweep, tmp_path):
+    done = server.run(sys.executable, "-m", "analysis", sweep, cwd=tmp_path, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    latest = tmp_path / "outputs/latest"
+    assert latest.is_symlink() and latest.resolve().name == f"simulated-{sweep.split('/')[-1]}"
+    assert (latest / "README.md").exists()
+
+
 def test_data_of_another_sweep_are_kept_aside(server, sweep, tmp_path):
     simulate.study(tmp_path, rates={2e-4: "slow", 3e-3: "good"}, planned=100, examples=5)
     before = (tmp_path / "lr_0.0002/run_data.json").read_bytes()

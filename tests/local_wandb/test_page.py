@@ -183,15 +183,22 @@ def test_the_page_follows_a_live_run(browser, server, sweep, api):
     run.log({"train/global_step": 0, "train/loss": 4.0})
     browser.get(sweep)
     wait(browser, "return document.querySelectorAll('#runs tbody tr').length === 4")
-    run.log({"train/global_step": 1, "train/loss": 3.0})
+    assert wait(browser, "return page.runs.some((run) => run.id === 'page-live' && run.step === 0)")
+    assert browser.find_element(By.ID, "left").text == ""  # nobody knows yet
     browser.execute_script("window.same = true")
+    run.log({"train/global_step": 60, "train/loss": 3.0})  # half of it since the page was opened
+    assert wait(browser, r"return /^about \d+ (s|min) left$/.test(document.getElementById('left').textContent)")
     run.finish()
+    handle = wandb.Api().run("local/page/page-live")
+    handle.summary.update({"behavior": "stable, good"})  # as the analysis says it once a run has ended
+    assert wait(browser, "return document.getElementById('run-page-live').textContent.includes('stable, good')")
     assert wait(browser, "return document.getElementById('run-page-live').textContent.includes('finished')")
     points = (
         "return document.getElementById('chart-train/loss').data.filter(t => t.name.startsWith('1e-3 ')).map(t => t.y)"
     )
     assert browser.execute_script(points) == [[4, 3]] and browser.execute_script("return window.same")
-    wandb.Api().run("local/page/page-live").delete()
+    assert browser.find_element(By.ID, "left").text == ""
+    handle.delete()
 
 
 def test_one_run_has_a_page(browser, server, sweep):
