@@ -9,6 +9,8 @@ from analysis.files import number
 # What markdown or HTML could act on; underscores inside words are plain text in GitHub's markdown.
 SPECIAL = re.compile(r"[\\`*|<&~$@\n]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|://|\bwww\.")
 
+WHOLE = r"(?:(?<![\w.-])\d(?:\.\d+)?e-\d+\b|\[[+-]?[\d.]+, [+-]?[\d.]+\])"  # 3.2e-4 or [0.004, 0.062]
+
 
 def escape(value: object) -> object:
     """`value` with every string made inert as markdown and HTML, and on one line; numbers and structure stay."""
@@ -61,13 +63,13 @@ def settings(values: dict) -> str:
 
 
 def html(text: str) -> str:
-    """The little markdown of the report as HTML, each rate kept on one line; `escape` has made values inert."""
+    """The little markdown of the report as HTML, each number kept on one line; `escape` has made values inert."""
     text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
     text = re.sub(r"(?<!\*)\*([^*]+)\*(?!\*)", r"<em>\1</em>", text)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
     text = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', text)
-    text = text.replace("\n   - ", "<br>• ")
-    return re.sub(r"(?<![\w.-])\d(?:\.\d+)?e-\d+\b(?![^<]*>)", r'<span class="rate">\g<0></span>', text)
+    text = re.sub(r"(?<=\d) (?=[%×])|(?<=±) (?=\d)|(?<=\d) (?=±)", "\u00a0", text).replace("\n   - ", "<br>• ")
+    return re.sub(rf"{WHOLE}(?![^<]*>)", r'<span class="whole">\g<0></span>', text)
 
 
 def code(fenced: str) -> str:
