@@ -150,10 +150,13 @@ BUDGET: Columns = (
     ("Best rate", lambda x, r: rate_label(x["best_rate"])),
     ("Eval loss", lambda x, r: decimals(x["loss"])),
     (
-        "Not told from it",
+        "Within the margin of it",
         lambda x, r: labels(others) if (others := [y for y in x["within"] if y != x["best_rate"]]) else NONE,
     ),
-    ("Between the rates", lambda x, r: NONE if x["between"] is None else f"about {rate_label(x['between'])}"),
+    (
+        "Between the rates",
+        lambda x, r: NONE if x["between"] is None else f"about {rate_label(x['between'], 2)}",
+    ),
 )
 
 HYPOTHESES: Columns = (

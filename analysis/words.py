@@ -24,11 +24,11 @@ def escape(value: object) -> object:
     return value
 
 
-def rate_label(rate: float | None) -> str:
+def rate_label(rate: float | None, digits: int = 3) -> str:
     """A rate as people write it: 1e-5, 2e-4, 3.2e-4."""
     if rate is None or not math.isfinite(rate):
         return "unknown"
-    mantissa, exponent = f"{rate:.2e}".split("e")  # three digits: 6.53e-4
+    mantissa, exponent = f"{rate:.{digits - 1}e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
@@ -84,9 +84,9 @@ def decimals(value: object, form: str = ".3f") -> str:
 
 
 def small(value: object) -> str:
-    """A small quantity to three digits, as rates are written: 7.23e-6."""
+    """A quantity to three digits, a small one as rates are written: 0.0556, 7.23e-6."""
     value = number(value)
-    return "—" if value is None else rate_label(value) if value else "0"
+    return "—" if value is None else rate_label(value) if 0 < value < 1e-2 else f"{value:.3g}"
 
 
 def bounds(pair: list | tuple | None, form: str = ".3f") -> str:

@@ -149,7 +149,9 @@ def test_one_rate_has_no_charts_and_buttons_that_compare(browser, tmp_path):
     titles = browser.execute_script(texts, "figcaption")
     assert titles == ["Eval loss", "Train loss, smoothed", "Gradient norm, smoothed", "Size of the update, ‖ΔW‖/‖W‖"]
     assert browser.execute_script(texts, "#controls button") == ["whole eval loss"]
-    assert len(browser.execute_script(texts, "#plot2 .ytick")) > 2  # a norm that stays within a decade is still read off
+    assert (
+        len(browser.execute_script(texts, "#plot2 .ytick")) > 2
+    )  # a norm that stays within a decade is still read off
 
 
 def test_a_diverged_rate_is_on_the_chart_of_costs_though_its_last_loss_was_low(browser, tmp_path):
