@@ -160,6 +160,15 @@ def empty(axes: Axes, words: str) -> None:
     axes.set_yticks([])
 
 
+def nothing_to_compare(study: Study) -> str:
+    """Why rates have no order, or ""."""
+    if not any(len(run["eval/loss"]) for run in study.counted):
+        return "no eval loss recorded"
+    if study.comparison is None:
+        return "no rate ended without diverging" if study.infeasible else "no run reached its end"
+    return "one rate: nothing to compare" if len(study.rates) < 2 else ""
+
+
 def train_loss(axes: Axes, study: Study) -> None:
     draw_lines(axes, study, "train/loss")
     limits = loss_limits(study, "train/loss")
@@ -193,12 +202,10 @@ def eval_loss(axes: Axes, study: Study) -> None:
 def price(axes: Axes, study: Study) -> None:
     """What each rate costs: at the end, at the best checkpoints (hollow), at the end of diverged runs (crosses).
 
-    A rate whose diverged runs have no finite loss at their end has no cost: its cross is on the upper edge.
+    A rate whose diverged runs have no finite loss at their end has no cost: its cross is at the top.
     """
-    if study.comparison is None:
-        return empty(axes, "no rate ended without diverging")
-    if len(study.rates) < 2:
-        return empty(axes, "one rate: nothing to compare")
+    if why := nothing_to_compare(study):
+        return empty(axes, why)
     width, rates = study.basin_width, study.rates
     axes.set_xscale("log")
     floor = width / 4  # what is below it cannot be told from nothing
@@ -219,14 +226,16 @@ def price(axes: Axes, study: Study) -> None:
             axes.plot(rate, max(floor, end.mean), shape, color=shade, markersize=8, zorder=4, clip_on=False)
             tops.append(end.mean)
         elif row.diverged:
-            lost.append((rate, row.last_eval.mean - study.best_loss if row.ended else math.inf))
+            loss = width if row.last_eval.mean is None else row.last_eval.mean - study.best_loss
+            lost.append((rate, loss if row.ended else math.inf))
+            tops.append(loss)
         if row.best_eval.mean is not None and best_low is not None:
             at_best = max(floor, row.best_eval.mean - best_low)
             axes.plot(rate, at_best, shape, color=shade, markerfacecolor="white", markersize=7, zorder=3, clip_on=False)
             tops.append(at_best)
-    top = 1.6 * max([*tops, *(loss for _, loss in lost if math.isfinite(loss))])
+    top = 1.6 * max(tops)
     for rate, loss in lost:
-        height = min(max(floor, loss), top)
+        height = min(max(floor, loss), 0.8 * top)  # clear of the numbers above
         axes.plot(rate, height, "X", color=DIVERGED, markersize=10, markeredgecolor="white", zorder=4, clip_on=False)
     axes.set_yscale("log")
     axes.set_ylim(floor, top)
@@ -308,10 +317,8 @@ def update_ratio(axes: Axes, study: Study) -> None:
 
 def best_by_budget(axes: Axes, study: Study) -> None:
     """The rate with the lowest mean eval loss at each step, and (hollow) those within the margin of it."""
-    if not study.budget:
-        return empty(axes, "no eval loss recorded")
-    if len(study.rates) < 2:
-        return empty(axes, "one rate: nothing to compare")
+    if why := nothing_to_compare(study):
+        return empty(axes, why)
     rates = study.rates
     axes.set_yscale("log")
     for row in study.budget:

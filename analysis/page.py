@@ -74,12 +74,13 @@ def curves(study: Study, results: dict) -> dict:
     if study.steps_per_pass and study.planned_steps:
         count = min(5, int(study.planned_steps / study.steps_per_pass))
         passes = [study.steps_per_pass * (i + 1) for i in range(count)]
+    compared = study.comparison is not None and len(study.rates) > 1
     return {
         "rates": [{"rate": rounded(rate), "label": rate_label(rate), "colour": colour(rate)} for rate in study.rates],
         "base": study.base_loss,
         "margin": study.basin_width,
         "passes": passes,
-        "charts": [chart(study, about, points) for about in CHARTS if about.column or len(study.rates) > 1],
+        "charts": [chart(study, about, points) for about in CHARTS if about.column or compared],
         "costs": costs(results),
         "budget": results["budget"],
     }
@@ -126,13 +127,13 @@ def short(value: float) -> float | None:
 
 
 def costs(results: dict) -> list[dict]:
-    """Each rate's cost at the end and at its best checkpoints; of diverged ones that of the end, if it is finite."""
+    """Each rate's cost at the end and at its best checkpoints; of diverged ones that of the last finite loss."""
     found = []
     for row in results["rates"]:
         best = row["learning_rate"] == results["best_rate"]
         end, checkpoint = row["difference"]["end"], row["difference"]["best"]
         lost = None
-        if row["diverged"] and row["final_eval"]["n"] == row["n"] and results["best_loss"] is not None:
+        if row["diverged"] and None not in (row["last_eval"]["mean"], results["best_loss"]):
             lost = row["last_eval"]["mean"] - results["best_loss"]
         found.append(
             {
@@ -143,6 +144,7 @@ def costs(results: dict) -> list[dict]:
                 "checkpoint": None if checkpoint is None else checkpoint["mean"],
                 "diverged": row["diverged"] > 0,
                 "lost": lost,
+                "ended": row["final_eval"]["n"] == row["n"],
             }
         )
     return found

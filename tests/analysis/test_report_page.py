@@ -156,10 +156,7 @@ def test_one_rate_has_no_charts_and_buttons_that_compare(browser, tmp_path):
 
 def test_a_diverged_rate_is_on_the_chart_of_costs_though_its_last_loss_was_low(browser, tmp_path):
     path = write(tmp_path, kinds={2e-4: "good", 5e-3: "stopped"})
-    assert [(cost["diverged"], cost["lost"]) for cost in curves(path.read_text())["costs"]] == [
-        (False, None),
-        (True, None),
-    ]
+    assert [(x["diverged"], x["ended"]) for x in curves(path.read_text())["costs"]] == [(False, True), (True, False)]
     browser.get(path.as_uri())
     points = "return document.querySelectorAll('#plot1 .scatterlayer .point').length"
     WebDriverWait(browser, 30).until(lambda page: page.execute_script(points) == 2)
