@@ -416,7 +416,8 @@ def small_gain(e: Evidence) -> Verdict | None:
     fell = float(before.value[-1] - series.value[-1]) if len(before) else 0.0
     least = max(FALLING_GAIN * (e.base_loss - e.best_loss), FALLING_ROUGHNESS * e.roughness)
     late = f"the last {100 * FALLING_SHARE:g} % of the steps"
-    words = f"captured {100 * e.gain:.0f} % of the gain; eval loss fell {fell:.3f} over {late}"
+    moved = f"{'fell' if fell >= 0 else 'rose'} {abs(fell):.3f}"
+    words = f"captured {100 * e.gain:.0f} % of the gain; eval loss {moved} over {late}"
     behaviour = "slow" if fell > least else "plateaued"
     return Verdict(behaviour, e.run.last_step, e.gain, words)
 

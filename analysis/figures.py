@@ -28,7 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 POINTS = 1000
 DPI = 150  # 12 inches are 1800 pixels, twice what GitHub shows
@@ -161,6 +161,15 @@ def empty(axes: Axes, words: str) -> None:
     axes.set_yticks([])
 
 
+def nothing_to_compare(study: Study) -> str:
+    """Why rates have no order, or ""."""
+    if not any(len(run["eval/loss"]) for run in study.counted):
+        return "no eval loss recorded"
+    if study.comparison is None:
+        return "no rate ended without diverging" if study.infeasible else "no run reached its end"
+    return "one rate: nothing to compare" if len(study.rates) < 2 else ""
+
+
 def train_loss(axes: Axes, study: Study) -> None:
     draw_lines(axes, study, "train/loss")
     limits = loss_limits(study, "train/loss")
@@ -192,16 +201,17 @@ def eval_loss(axes: Axes, study: Study) -> None:
 
 
 def price(axes: Axes, study: Study) -> None:
-    """What each rate costs: at the end, at the best checkpoints (hollow), at the end of diverged runs (crosses)."""
-    if study.comparison is None:
-        return empty(axes, "no rate ended without diverging")
-    if len(study.rates) < 2:
-        return empty(axes, "one rate: nothing to compare")
+    """What each rate costs: at the end, at the best checkpoints (hollow), at the end of diverged runs (crosses).
+
+    A rate whose diverged runs have no finite loss at their end has no cost: its cross is at the top.
+    """
+    if why := nothing_to_compare(study):
+        return empty(axes, why)
     width, rates = study.basin_width, study.rates
     axes.set_xscale("log")
     floor = width / 4  # what is below it cannot be told from nothing
     best_low = next(row.best_eval.mean for row in study.rows if row.learning_rate == study.best_rate)
-    tops = [width]
+    tops, lost = [width], []
     for row in study.rows:
         rate, end = row.learning_rate, row.moments["end"]
         shade, shape = colour(rate), marker(study, rate)
@@ -216,16 +226,20 @@ def price(axes: Axes, study: Study) -> None:
                 tops.append(bounds[1])
             axes.plot(rate, max(floor, end.mean), shape, color=shade, markersize=8, zorder=4, clip_on=False)
             tops.append(end.mean)
-        elif row.last_eval.mean is not None and row.diverged:
-            lost = max(floor, row.last_eval.mean - study.best_loss)
-            axes.plot(rate, lost, "X", color=DIVERGED, markersize=10, markeredgecolor="white", zorder=4)
-            tops.append(lost)
+        elif row.diverged:
+            loss = width if row.last_eval.mean is None else row.last_eval.mean - study.best_loss
+            lost.append((rate, loss if row.ended else math.inf))
+            tops.append(loss)
         if row.best_eval.mean is not None and best_low is not None:
             at_best = max(floor, row.best_eval.mean - best_low)
             axes.plot(rate, at_best, shape, color=shade, markerfacecolor="white", markersize=7, zorder=3, clip_on=False)
             tops.append(at_best)
+    top = 1.6 * max(tops)
+    for rate, loss in lost:
+        height = min(max(floor, loss), 0.8 * top)  # clear of the numbers above
+        axes.plot(rate, height, "X", color=DIVERGED, markersize=10, markeredgecolor="white", zorder=4, clip_on=False)
     axes.set_yscale("log")
-    axes.set_ylim(floor, 1.6 * max(tops))
+    axes.set_ylim(floor, top)
     axes.axhspan(floor, width, color="#f0c75e", alpha=0.35, linewidth=0, zorder=1)
     plain_log_ticks(axes)
     rate_ticks(axes, rates, study.recipe.get("lora_alpha"))
@@ -251,11 +265,13 @@ def rate_ticks(axes: Axes, rates: list[float], alpha: Any) -> None:
 
 
 def plain_log_ticks(axes: Axes) -> None:
-    """Plain numbers on a log y axis: the decades, or a few round values where it spans less than one."""
+    """Plain numbers on a log y axis: the decades, or a few round values where it spans less than two."""
     low, high = axes.get_ylim()
     if high < 10 * low:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_minor_locator(NullLocator())
+    elif high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1e-3 else rate_label(value))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -303,8 +319,8 @@ def update_ratio(axes: Axes, study: Study) -> None:
 
 def best_by_budget(axes: Axes, study: Study) -> None:
     """The rate with the lowest mean eval loss at each step, and (hollow) those within the margin of it."""
-    if not study.budget:
-        return empty(axes, "no eval loss recorded")
+    if why := nothing_to_compare(study):
+        return empty(axes, why)
     rates = study.rates
     axes.set_yscale("log")
     for row in study.budget:
@@ -335,10 +351,17 @@ PANELS: tuple[tuple[str, Callable[[Axes, Study], None]], ...] = (
 )
 
 
-def legend(figure: Figure, study: Study) -> None:
+def legend(figure: Figure, study: Study, symbols: bool = True) -> None:
     """One legend for all panels, above them: the rates, then what the line styles mean."""
     handles = [
-        Line2D([], [], color=colour(rate), linewidth=3, marker=marker(study, rate), label=rate_label(rate))
+        Line2D(
+            [],
+            [],
+            color=colour(rate),
+            linewidth=3,
+            marker=marker(study, rate) if symbols else "",
+            label=rate_label(rate),
+        )
         for rate in study.rates
     ]
     if any(len(runs) > 1 for runs in study.used.values()):
@@ -346,7 +369,8 @@ def legend(figure: Figure, study: Study) -> None:
         handles.append(Line2D([], [], color="#444444", linewidth=0.9, label="one seed"))
     if study.infeasible:
         handles.append(Line2D([], [], color="#444444", linestyle="--", linewidth=1.4, label="diverged"))
-        handles.append(Line2D([], [], color=DIVERGED, linestyle="", marker="X", markersize=8, label="divergence began"))
+        cross = Line2D([], [], color=DIVERGED, linestyle="", marker="X", markersize=8, label="divergence began")
+        handles += [cross] if symbols else []
     if study.steps_per_pass and (study.planned_steps or 0) > study.steps_per_pass:
         handles.append(Line2D([], [], color=QUIET, linestyle=(0, (1, 2)), linewidth=1.2, label="end of a pass"))
     fit = int(figure.get_figwidth() * 0.75)  # entries that a row has room for
@@ -369,35 +393,34 @@ def comparison_figure(study: Study) -> Figure:
     return figure
 
 
-def paired_ratio_figure(study: Study) -> Figure:
-    """rho_t of every rate against the lowest, same seed: the batches' noise cancels."""
+def paired_ratio_figure(study: Study) -> Figure | None:
+    """rho_t of every rate against the lowest, same seed: the batches' noise cancels. None where no two are paired."""
+    ratios = {
+        rate: [(run, found) for run in runs if (found := paired_ratio(run, study.evidence[run.id].reference))]
+        for rate, runs in study.used.items()
+    }
+    if not any(ratios.values()):
+        return None
     figure, axes = plt.subplots(figsize=(9, 4.6))
-    lowest, drawn, heights = study.rates[0], False, []
-    for rate, runs in study.used.items():
-        ratios = []
-        for run in runs:
-            ratio = paired_ratio(run, study.evidence[run.id].reference)
-            if ratio is None or not len(ratio):
-                continue
+    heights = []
+    for rate, pairs in ratios.items():
+        shade, whole = colour(rate), []
+        for run, ratio in pairs:
             smooth = Series(ratio.step, ema(ratio.value, run.planned_steps or 0))
-            style, shade = "--" if study.diverged(run) else "-", colour(rate)
-            raw, smooth = thinned(ratio), thinned(smooth)
+            raw, shown = thinned(ratio), thinned(smooth)
             axes.plot(raw.step, raw.value, color=shade, alpha=0.2, linewidth=0.6)
-            axes.plot(smooth.step, smooth.value, style, color=shade, linewidth=0.9 if len(runs) > 1 else 1.8)
-            ratios += [] if study.diverged(run) else [smooth]
+            style = "--" if study.diverged(run) else "-"
+            axes.plot(shown.step, shown.value, style, color=shade, linewidth=0.9 if len(pairs) > 1 else 1.8)
+            whole += [] if study.diverged(run) else [shown]
             heights += ratio.value.tolist()
-            drawn = True
-        if len(ratios) > 1:
-            middle = mean_series(ratios)
-            axes.plot(middle.step, middle.value, color=colour(rate), linewidth=2.4)
-    if not drawn:
-        empty(axes, "no two rates share a seed and a finite lowest rate")
-    else:
-        axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2)
-        axes.set_ylim(max(0, min(heights) - 0.05), min(max(heights), 1.5) + 0.05)
-        axes.set(xlabel="optimiser step", ylabel=f"train loss / train loss at {rate_label(lowest)}")
-        mark_passes(axes, study)
-        legend(figure, study)
+        if len(whole) > 1:
+            middle = mean_series(whole)
+            axes.plot(middle.step, middle.value, color=shade, linewidth=2.4)
+    axes.axhline(1, color=QUIET, linestyle=":", linewidth=1.2)
+    axes.set_ylim(max(0, min(heights) - 0.05), min(max(heights), 1.5) + 0.05)
+    axes.set(xlabel="optimiser step", ylabel=f"train loss / train loss at {rate_label(study.rates[0])}")
+    mark_passes(axes, study)
+    legend(figure, study, symbols=False)
     axes.set_title("Train loss on equal batches: below 1 is lower than at the lowest rate")
     return figure
 
@@ -406,16 +429,19 @@ FIGURES = {"lr_comparison.png": comparison_figure, "paired_loss_ratio.png": pair
 
 
 def draw(study: Study, directory: Path) -> list[str]:
-    """Write the figures; identical bytes for identical data. Nothing to draw without a run at a known rate."""
-    if not study.used:
-        return []
+    """Write the figures; identical bytes for identical data. A figure that has nothing to show is not left behind."""
+    drawn = []
     for name, figure_of in FIGURES.items():
         with plt.rc_context(STYLE):
-            figure = figure_of(study)
+            figure = figure_of(study) if study.used else None
+            if figure is None:
+                (directory / name).unlink(missing_ok=True)
+                continue
+            drawn.append(name)
             try:
                 figure.savefig(directory / name, dpi=DPI, metadata={"Software": None})
             except OSError as error:
                 raise InputError(f"cannot write {directory / name}: {error.strerror}") from None
             finally:
                 plt.close(figure)
-    return list(FIGURES)
+    return drawn

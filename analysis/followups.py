@@ -50,7 +50,8 @@ def refinement_grid(study: Study) -> tuple[list[float], str]:
             found.append(math.sqrt(best * neighbour))
         dead = " and diverged" if neighbour in study.infeasible else ""
         ends.append(f"{rate_label(neighbour)} is {gap:.3g} × {'lower' if side == 'left' else 'higher'}{dead}")
-    why = f"the best rate so far is {rate_label(best)}; {' and '.join(ends)}"
+    so_far = f"the best rate so far is {rate_label(best)}; {' and '.join(ends)}"
+    why = so_far if len(swept) > 1 else f"{rate_label(best)} is the only rate that was run"
     return sorted(map(two_digits, found)), why
 
 
@@ -101,7 +102,8 @@ def seeds(study: Study) -> dict | None:
     more = [s for s in range(2 * SEEDS + len(have)) if s not in have][: SEEDS - study.seeds]
     variance = "unknown" if study.seeds < 2 else "uncertain"
     why = f"{plural(study.seeds, 'seed')} so far: how much seeds vary is {variance}"
-    return follow_up(study, "seeds", "Does the order survive another seed?", why, learning_rate=study.rates, seed=more)
+    question = "Does the order survive another seed?" if len(study.rates) > 1 else "How much do seeds vary?"
+    return follow_up(study, "seeds", question, why, learning_rate=study.rates, seed=more)
 
 
 def steps(study: Study) -> dict | None:
@@ -121,7 +123,7 @@ def steps(study: Study) -> dict | None:
 
 def alpha_rate(study: Study) -> dict | None:
     alpha, best = study.recipe.get("lora_alpha"), study.best_rate
-    if not isinstance(alpha, int) or alpha < 2 or best is None:
+    if not isinstance(alpha, int) or alpha < 2 or best is None or len(study.rates) < 2:
         return None
     why = f"the best rate was {rate_label(best)} at α = {alpha}; if their product decides, it halves when α doubles"
     rates = [two_digits(best * factor) for factor in (0.5, 1, 2)]

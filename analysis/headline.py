@@ -4,9 +4,10 @@ import math
 
 from analysis import behaviour
 from analysis.files import number
+from analysis.statistics import BASIN_NATS, BASIN_SD, BASIN_SHARE
 from analysis.words import bounds, decimals, in_words, labels, listed, plural, rate_label, settings, some
 
-TOO_NARROW = " Intervals take the examples as independent (modules not recorded), so they are too narrow."
+TOO_NARROW = " Intervals take the examples as independent (modules not recorded), so they may be too narrow."
 
 
 def row_of(r: dict, wanted: float) -> dict | None:
@@ -43,14 +44,13 @@ def answer(r: dict) -> str:
     if advice is None:
         return f"{name} has the lowest final eval loss, {end}, but no evaluation after step 0 says when to stop."
     if len(r["rates"]) == 1:
-        use = f"Only {name} was run; use it"
+        use = f"Only {name} was run, so nothing says whether another rate is better. Use it"
     else:
         use = f"Of {in_words(len(r['rates']))} rates use {to_use(r, advice)}"
     first = f"{use}{when(r, advice)}."
     parts = [f"**{first}**" if r["seeds"] > 1 else first, *ties(r, advice)]
-    costs = [words for x in either_side(r) if (words := cost(r, x))]
-    parts += [f"{'; '.join(costs)}."] if costs else []
-    return " ".join([*parts, *at_the_edge(r), *lower_with_early_stopping(r, best), *seed_warning(r)])
+    parts += [*unsteady(r, advice), *costs(r), *at_the_edge(r), *lower_with_early_stopping(r, best)]
+    return " ".join([*parts, *left_open(r)])
 
 
 def side_by_side(r: dict) -> str:
@@ -90,7 +90,7 @@ def scope(r: dict) -> str:
 def nothing_ended(r: dict) -> str:
     diverged = [x["learning_rate"] for x in r["rates"] if x["diverged"]]
     if diverged:
-        return f"No rate of this sweep can be used: at least one run diverged at {labels(diverged)}. Go lower."
+        return f"No rate of this sweep can be used: runs diverged at {labels(diverged)}. Go lower."
     if reason := not_evaluated(r):
         return f"{reason[0].upper()}{reason[1:]}."
     states = ", ".join(sorted({x["state"] for x in r["runs"]}))
@@ -150,20 +150,38 @@ def ties(r: dict, advice: dict) -> list[str]:
         return []
     gap = decimals(max(x["basin"]["excess"] for x in rows))
     names, best = labels([x["learning_rate"] for x in rows]), rate_label(advice["rate"])
-    where = f"ends {gap} above" if len(rows) == 1 else f"end within {gap} of"
+    where = f"{names} ends {gap} above" if len(rows) == 1 else f"They end within {gap} of"  # named before
     unsettled = any(x["basin"]["verdict"] != "in" for x in rows)
-    doubt = f"; {plural(r['seeds'], 'seed')} do{'es' * (r['seeds'] == 1)} not settle it" if unsettled else ""
-    return [f"{names} {where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}."]
+    doubt = f", though {seeds_do(r)} not settle it" if unsettled else ""
+    return [f"{where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}."]
 
 
-def either_side(r: dict) -> list[dict]:
-    """The rates whose price the first sentence names: the next on each side of those to use, and the outermost."""
+def unsteady(r: dict, advice: dict) -> list[str]:
+    """Which of the rates to use were unstable on the way, and which were not."""
+    used = {rate: row_of(r, rate) for rate in (advice["rate"], *advice["tied"])}
+    shaky = sorted(rate for rate, row in used.items() if "unstable" in row["behaviours"])
+    if not shaky:
+        return []
+    calm = [rate for rate in used if rate not in shaky]
+    count, n = used[shaky[0]]["behaviours"]["unstable"], used[shaky[0]]["n"]
+    how_often = "" if r["seeds"] == 1 else f" in {count} of {n} runs" if len(shaky) == 1 else " in at least one run"
+    instead = f": prefer {labels(calm, 'or')}" if calm else ""
+    return [f"{labels(shaky)} {'was' if len(shaky) == 1 else 'were'} unstable{how_often}{instead}."]
+
+
+def either_side(r: dict) -> tuple[list[dict], list[dict]]:
+    """The rates whose price the first sentences name: the next above those to use and the highest, and so below."""
     used = [r["best_rate"], *r["advice"]["tied"]]
     others = [x for x in r["rates"] if x["learning_rate"] not in used]
-    low = [x for x in others if x["learning_rate"] < r["best_rate"]]
     high = [x for x in others if x["learning_rate"] > r["best_rate"]]
-    near = [*high[:1], *low[-1:], *low[:1], *high[-1:]]
-    return [x for i, x in enumerate(near) if x not in near[:i]]
+    low = [x for x in others if x["learning_rate"] < r["best_rate"]]
+    return [*high[:1], *high[1:][-1:]], [*low[-1:], *low[:-1][:1]]
+
+
+def costs(r: dict) -> list[str]:
+    """What it costs to be wrong: too high, then too low."""
+    sides = zip(("Higher", "Lower"), either_side(r), strict=True)
+    return [f"{side}: {'; '.join(cost(r, x) for x in rows)}." for side, rows in sides if rows]
 
 
 def cost(r: dict, x: dict) -> str:
@@ -176,19 +194,17 @@ def cost(r: dict, x: dict) -> str:
             if x["cut_off"] is not None:
                 return f"{name} was worse than untrained when cut off at step {x['cut_off']} {both}"
             return f"{name} ends worse than untrained {both}"
-        return f"{name} diverged in {x['diverged']} of {plural(x['n'], 'run')}"
+        return f"{name} diverged" + (f" in {x['diverged']} of {x['n']} runs" if x["n"] > 1 else "")
     if end is None:
         return f"{name} reached no end"
     price = decimals(end["mean"], ".2f") if end["mean"] >= 0.01 else decimals(end["mean"])
     if 2 * x["behaviours"].get("slow", 0) > x["n"]:
         return f"{name} costs {price}, still falling"
-    if x["basin"]["verdict"] == "undecided":
-        seeds = f"{plural(r['seeds'], 'seed')} do{'es' * (r['seeds'] == 1)} not settle that"
-        return f"{name} costs {price}, though {seeds}: {bounds(end['interval'], '.2f')}"
+    range_ = f" ({bounds(end['interval'], '.2f')})" if x["basin"]["verdict"] == "undecided" else ""
     if best is not None and end["mean"] - best["mean"] > max(behaviour.REBOUND_NATS, 0.1 * end["mean"]):
         at_best = decimals(max(best["mean"], 0.0), ".2f")
-        return f"{name} costs {at_best} at its best checkpoint and {price} at the end"
-    return f"{name} costs {price}"
+        return f"{name} costs {at_best} at its best checkpoint and {price} at the end{range_}"
+    return f"{name} costs {price}{range_}"
 
 
 def at_the_edge(r: dict) -> list[str]:
@@ -214,8 +230,23 @@ def lower_with_early_stopping(r: dict, best: dict) -> list[str]:
     ]
 
 
-def seed_warning(r: dict) -> list[str]:
-    return ["One seed: how much seeds vary is unknown."] if r["seeds"] == 1 else []
+def seeds_do(r: dict) -> str:
+    return f"{in_words(r['seeds'])} {'seed does' if r['seeds'] == 1 else 'seeds do'}"
+
+
+def left_open(r: dict) -> list[str]:
+    """What the seeds do not settle: whether a price that was named matters, and with one of them how they vary."""
+    named = [x for rows in either_side(r) for x in rows if x["basin"]["verdict"] == "undecided"]
+    rates = sorted(x["learning_rate"] for x in named if x["difference"]["end"])
+    parts = []
+    if rates:
+        verb, width = "costs" if len(rates) == 1 else "cost", decimals(r["basin"]["width"])
+        parts.append(f"whether {labels(rates)} {verb} more than matters ({width})")
+    parts += ["how much seeds vary"] if r["seeds"] == 1 else []
+    if r["seeds"] == 1 and not rates:
+        return ["One seed: how much seeds vary is unknown."]
+    words = f"{seeds_do(r)} not settle {', nor '.join(parts)}."
+    return [words[0].upper() + words[1:]] if parts else []
 
 
 def basis(r: dict) -> str:
@@ -225,11 +256,21 @@ def basis(r: dict) -> str:
     examples = eval_set(r)
     seeds = "one seed" if r["seeds"] == 1 else f"mean of {r['seeds']} seeds"
     return (
-        f"Eval loss in nats per answer token, {seeds}"
+        f"Eval loss in nats per answer token (0.1 more is 11 % more perplexity), {seeds}"
         f"{f' over {examples}' if examples else ''}; untrained {decimals(r['base_loss'], '.2f')}. "
-        f"A difference below {decimals(r['basin']['width'])} does not matter here."
+        f"Differences below {decimals(r['basin']['width'])} ({margin_of(r)}) count as none."
         f"{'' if modules_known(r) else TOO_NARROW}"
     )
+
+
+def margin_of(r: dict) -> str:
+    """Which of the three that ε is the largest of it is."""
+    choices = {
+        "0.01 nats": BASIN_NATS,
+        f"{100 * BASIN_SHARE:g} % of the best loss": BASIN_SHARE * r["best_loss"],
+        f"{BASIN_SD:g} standard deviations over seeds": BASIN_SD * (r["basin"]["seed_sd"] or 0.0),
+    }
+    return max(choices, key=choices.get)
 
 
 def modules_known(r: dict) -> bool:

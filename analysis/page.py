@@ -8,6 +8,7 @@ import base64
 import gzip
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,25 @@ VALUES = 60_000  # numbers of curves in a page, about 1 MB; more runs are thinne
 DIGITS = 5
 STILL = "lr_comparison.png"  # what is printed, and what is shown where no script runs
 
-# The charts of curves over steps: title, column, whether the axis is logarithmic, whether the line is smoothed.
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of the page. draw: the function of report.html.jinja that draws it."""
+
+    title: str
+    draw: str
+    column: str | None = None  # of the history, for curves over steps
+    log: bool = False
+    smooth: bool = False
+
+
 CHARTS = (
-    ("Eval loss", "eval/loss", False, False),
-    ("Train loss, smoothed", "train/loss", False, True),
-    ("Gradient norm, smoothed", "train/grad_norm", True, True),
-    ("Size of the update, ‖ΔW‖/‖W‖", "eval/update_ratio", True, False),
+    Chart("Eval loss", "overSteps", "eval/loss"),
+    Chart("Cost against the best rate", "cost"),
+    Chart("Best rate by budget", "budget"),
+    Chart("Train loss, smoothed", "overSteps", "train/loss", smooth=True),
+    Chart("Gradient norm, smoothed", "overSteps", "train/grad_norm", log=True, smooth=True),
+    Chart("Size of the update, ‖ΔW‖/‖W‖", "overSteps", "eval/update_ratio", log=True),
 )
 
 
@@ -60,37 +74,38 @@ def curves(study: Study, results: dict) -> dict:
     if study.steps_per_pass and study.planned_steps:
         count = min(5, int(study.planned_steps / study.steps_per_pass))
         passes = [study.steps_per_pass * (i + 1) for i in range(count)]
+    compared = study.comparison is not None and len(study.rates) > 1
     return {
         "rates": [{"rate": rounded(rate), "label": rate_label(rate), "colour": colour(rate)} for rate in study.rates],
         "base": study.base_loss,
         "margin": study.basin_width,
         "passes": passes,
-        "charts": [chart(study, *about, points) for about in CHARTS],
+        "charts": [chart(study, about, points) for about in CHARTS if about.column or compared],
         "costs": costs(results),
         "budget": results["budget"],
     }
 
 
-def chart(study: Study, title: str, column: str, log: bool, smooth: bool, points: int) -> dict:
+def chart(study: Study, about: Chart, points: int) -> dict:
     """One chart: for each rate its runs and, of several that did not diverge, their mean."""
     lines = []
-    for rate, runs in study.used.items():
+    for rate, runs in study.used.items() if about.column else ():
         whole = []
         for run in runs:
-            series = line(run, column, log, smooth)
+            series = line(run, about)
             if len(series):
                 lines.append(drawn(rate, run, thinned(series, points)) | {"diverged": study.diverged(run)})
                 whole += [] if study.diverged(run) else [series]
         if len(whole) > 1:
             lines.append(drawn(rate, None, thinned(mean_series(whole), points)) | {"diverged": False})
-    return {"title": title, "log": log, "eval": column == "eval/loss", "lines": lines}
+    return {"title": about.title, "draw": about.draw, "log": about.log, "column": about.column, "lines": lines}
 
 
-def line(run: Run, column: str, log: bool, smooth: bool) -> Series:
-    series = run[column]
-    if log:
+def line(run: Run, about: Chart) -> Series:
+    series = run[about.column]
+    if about.log:
         series = Series(series.step[series.value > 0], series.value[series.value > 0])
-    return Series(series.step, ema(series.value, run.planned_steps or 0)) if smooth else series
+    return Series(series.step, ema(series.value, run.planned_steps or 0)) if about.smooth else series
 
 
 def thinned(series: Series, points: int) -> Series:
@@ -127,7 +142,9 @@ def costs(results: dict) -> list[dict]:
                 "end": None if end is None or row["basin"]["excess"] is None else end["mean"],
                 "interval": None if end is None else end["interval"],
                 "checkpoint": None if checkpoint is None else checkpoint["mean"],
+                "diverged": row["diverged"] > 0,
                 "lost": lost,
+                "ended": row["final_eval"]["n"] == row["n"],
             }
         )
     return found

@@ -78,6 +78,11 @@ class Rate:
     flags: dict[str, int]
 
     @property
+    def ended(self) -> bool:
+        """Whether every run has a finite loss at its end."""
+        return self.final_eval.n == len(self.runs)
+
+    @property
     def behaviours(self) -> dict[str, int]:
         return count([verdict.behaviour for verdict in self.verdicts])
 

@@ -7,7 +7,6 @@ markup. Tables are in tables.py, rounding and lists in words.py.
 
 import math
 import shlex
-from itertools import pairwise
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -117,7 +116,9 @@ def legend(r: dict) -> str:
     words = ""
     found = next((x["difference"]["end"] for x in by_loss(r)[1:] if x["difference"]["end"]), None)
     if found is not None and found["interval"]:
-        narrow = "" if modules_known(r) else "; examples taken as independent (modules not recorded), so too narrow"
+        narrow = (
+            "" if modules_known(r) else "; examples taken as independent (modules not recorded), so perhaps too narrow"
+        )
         words += f"Intervals: 95 %, over {found['covers']}{narrow}."
     if winner(r) is None and by_loss(r) and len(r["rates"]) > 1:
         open_rates = [x["learning_rate"] for x in r["rates"] if x["basin"]["verdict"] != "out"]
@@ -164,14 +165,19 @@ def passes(r: dict) -> list[str]:
 def budget(r: dict) -> str:
     """How the best rate depends on the number of steps: every prefix of a run at a constant rate is a run."""
     rows = r["budget"]
-    if len({x["best_rate"] for x in rows}) < 2:
-        return f"{rate_label(rows[0]['best_rate'])} is best at every budget." if rows and len(r["rates"]) > 1 else ""
-    first, last = rows[0], rows[-1]
-    changes = [b for a, b in pairwise(rows) if a["best_rate"] != b["best_rate"]]
-    path = ", ".join(f"{rate_label(x['best_rate'])} from step {x['step']}" for x in changes[-4:])
-    words = f"{rate_label(first['best_rate'])} is best after {first['step']} steps, then {path}."
-    trial = 0.1 * (r["planned_steps"] or 0)  # a rate that leads before a tenth of the steps misleads no trial run
-    if any(x["best_rate"] > last["best_rate"] for x in rows if x["step"] >= trial):
+    if not rows or len(r["rates"]) < 2:
+        return ""
+    leads = [rows[0]]  # a rate leads until another is lower by more than ε: less is noise
+    for row in rows:
+        if leads[-1]["best_rate"] not in row["within"]:
+            leads.append(row)
+    if len(leads) == 1:
+        return f"{rate_label(leads[0]['best_rate'])} is best at every budget, or within the margin of the best."
+    path = ", then ".join(f"{rate_label(x['best_rate'])} from step {x['step']}" for x in leads[-5:])
+    words = f"Best is {path}: a rate leads until another is lower by more than the margin."
+    trial, last = 0.1 * (r["planned_steps"] or 0), rows[-1]  # a lead before a tenth of the steps misleads no trial run
+    higher = [x for x in rows if x["step"] >= trial and x["best_rate"] > last["best_rate"]]
+    if any(last["best_rate"] not in x["within"] for x in higher):
         words += " Short trial runs, range tests and successive halving would choose too high a rate here."
     schedule = str(r["recipe"].get("lr_scheduler_type", ""))
     return words + (
@@ -190,10 +196,16 @@ def questions(r: dict) -> list[tuple[str, str]]:
     ]
 
 
+def none_ended(r: dict) -> str:
+    """Why no rate can be compared."""
+    alive = not any(x["diverged"] for x in r["rates"])
+    return not_evaluated(r) or ("no run reached its end" if alive else "no rate ended without diverging")
+
+
 def lowest(r: dict) -> str:
     order = by_loss(r)
     if not order:
-        return f"None can be named: {not_evaluated(r) or 'no rate ended without diverging'}."
+        return f"None can be named: {none_ended(r)}."
     level = order[0]["final_eval"]["level"]
     name, loss = rate_label(order[0]["learning_rate"]), decimals(r["best_loss"])
     text = f"{name}: final eval loss {loss}, {bounds(level['interval'])}"
@@ -220,7 +232,9 @@ def instability(r: dict) -> str:
     others = [words for words in late if not words.startswith("0 ")]
     rest = f" Stable, but worse at the end than before: {' and '.join(others)}." if others else ""
     if not found:
-        return f"No: of {total} none diverged and none was unstable.{rest}"
+        cut = sum(x["behaviour"] == "incomplete" and x["state"] != "finished" for x in counted)
+        none = f"of {total} none diverged and none was unstable" if len(counted) != 1 else "the only run did neither"
+        return f"No: {none}{f', but {cut} reached no end' if cut else ''}.{rest}"
     words = (
         f"{n or 'none'} {verb}"
         for n, verb in ((diverged, "diverged"), (unstable, f"{'was' if unstable < 2 else 'were'} unstable"))
@@ -238,9 +252,7 @@ def instability(r: dict) -> str:
 def speed(r: dict) -> str:
     known = [(number(x["steps"]["0.8"]), x) for x in r["rates"] if x["steps"]["0.8"] is not None]
     if not known:
-        why = "no rate improved on the untrained model" if by_loss(r) else (
-            not_evaluated(r) or "no rate ended without diverging"
-        )  # fmt: skip
+        why = "no rate improved on the untrained model" if by_loss(r) else none_ended(r)
         return f"Undefined: {why}, so there is no target to reach."
     reached = sorted((pair for pair in known if math.isfinite(pair[0])), key=lambda pair: pair[0])
     missed = [x["learning_rate"] for count, x in known if not math.isfinite(count)]
@@ -251,9 +263,8 @@ def speed(r: dict) -> str:
         text = f"{name} was first to 80 % of the best gain, after {first_steps:.0f} of {r['planned_steps']} steps"
         if len(reached) > 1:
             slower = f"{last_steps:.0f} (about {float(f'{last_steps / max(first_steps, 1e-9):.2g}'):g} ×)"
-            text += (
-                f"; the last of the {len(reached)} that reached it, {rate_label(last['learning_rate'])}, took {slower}"
-            )
+            who = f"the slowest of the {len(reached)} that reached it, " if len(reached) > 2 else ""
+            text += f"; {who}{rate_label(last['learning_rate'])}{',' * bool(who)} took {slower}"
     if missed:
         text += f"; {labels(missed)} did not reach it in {r['planned_steps']} steps"
     lost = [x["learning_rate"] for _, x in reached if x["diverged"]]
@@ -312,12 +323,15 @@ def optimum(r: dict) -> str:
 def insights(r: dict) -> list[str]:
     """What else the numbers say, one sentence each."""
     found = []
-    crossed = [x["learning_rate"] for x in r["rates"] if "crossed" in x["flags"]]
-    if crossed:
-        found.append(f"Early lead, later loss: {labels(crossed)} led in the first half and ended outside the margin.")
-    gaps = [x for x in r["rates"] if x["gap"]["n"]]
-    if len(gaps) > 1:
-        low, high = min(gaps, key=lambda x: x["gap"]["mean"]), max(gaps, key=lambda x: x["gap"]["mean"])
+    crossed = [x for x in r["rates"] if 2 * x["flags"].get("crossed", 0) > x["n"]]
+    ends = {False: "ended outside the margin", True: "diverged"}
+    sides = {end: [x["learning_rate"] for x in crossed if bool(x["diverged"]) == lost] for lost, end in ends.items()}
+    leads = [f"{labels(rates)}, which {end}" for end, rates in sides.items() if rates]
+    if leads:
+        found.append(f"Early lead, later loss: at some point in the first half led {' and '.join(leads)}.")
+    gaps = [x for x in r["rates"] if x["gap"]["n"] and not x["diverged"]]
+    low, high = (pick(gaps, key=lambda x: x["gap"]["mean"], default=None) for pick in (min, max))
+    if r["basin"] and gaps and high["gap"]["mean"] - low["gap"]["mean"] > r["basin"]["width"]:
         found.append(
             f"Eval loss minus train loss at the end runs from {decimals(low['gap']['mean'], '+.2f')} at "
             f"{rate_label(low['learning_rate'])} to {decimals(high['gap']['mean'], '+.2f')} at "
@@ -327,6 +341,8 @@ def insights(r: dict) -> list[str]:
     few = not_evaluated(r) or (
         "one rate has nothing to compare" if by_loss(r) and len(r["rates"]) == 1 else "too few runs have reached an end"
     )
+    if by_loss(r) and len(r["rates"]) > 1:
+        return found or ["Nothing beyond the answers above."]
     return found or [f"None: {few}."]
 
 
@@ -396,9 +412,8 @@ def why(r: dict) -> list[str]:
         ratios = [x["ratio"] for x in rows]
         even, step = max(ratios) - min(ratios) < 0.05, rows[0]["step"]
         same = f"At step {step} the measured size is"
-        which = f"{min(ratios):.2f} at {'every rate' if len(rows) > 1 else 'this rate'}" if even else (
-            f"{min(ratios):.2f} to {max(ratios):.2f}"
-        )  # fmt: skip
+        which = f"{min(ratios):.2f}" if even else f"{min(ratios):.2f} to {max(ratios):.2f}"
+        every = " at every rate" if even and len(rows) > 1 else ""
         if even and len(rows) > 1 and all(x["first_move"] and x["step"] == step for x in rows):
             noisy = f": {in_words(step)} noisy gradients average in Adam" if step > 1 and max(ratios) < 1 else ""
             found.append(
@@ -407,7 +422,7 @@ def why(r: dict) -> list[str]:
             )
         else:
             noisy = ": noisy gradients average in Adam, and the rate sets the size" if even and max(ratios) < 1 else ""
-            found.append(f"{same} {which} times that predicted for a gradient of steady sign{noisy}.")
+            found.append(f"{same} {which} times that predicted for a gradient of steady sign{every}{noisy}.")
     planned = r["planned_steps"] or 0
     turned = [x for x in m["rows"] if number(x["entry_steps"][1]) > 5 * planned > 5 * number(x["direction_steps"][1])]
     if turned:
@@ -458,7 +473,7 @@ def limits(r: dict) -> list[str]:
     """What the sweep cannot say, one sentence each."""
     found, c = [], r["basin"]
     if c is None:
-        why = not_evaluated(r) or "no rate ended without diverging"
+        why = none_ended(r)
         found.append(f"{why[0].upper()}{why[1:]}, so nothing is compared.")
     elif r["seeds"] < 2:
         found.append(f"One seed: the intervals cover {c['covers']}, not seeds.")

@@ -13,6 +13,7 @@ from analysis.words import decimals, html, labels, percent, rate_label, settings
 
 NONE, BEST = "—", "best"
 EMPTY = (NONE, BEST, "")  # cells that alone make no column
+SHORT, LONG = 32, ' class="long"'  # characters that stay on one line
 Columns = tuple[tuple[str, Callable[[dict, dict], str]], ...]
 
 
@@ -28,8 +29,11 @@ class Table:
 
     @property
     def html(self) -> str:
+        """The table in a box that scrolls; cells of class "long" may be broken into lines on a narrow screen."""
         head = "".join(f"<th>{html(cell)}</th>" for cell in self.header)
-        rows = ["".join(f"<td>{html(cell)}</td>" for cell in row) for row in self.rows]
+        rows = [
+            "".join(f"<td{LONG if len(cell) > SHORT else ''}>{html(cell)}</td>" for cell in row) for row in self.rows
+        ]
         body = "\n".join(f"<tr>{row}</tr>" for row in rows)
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
@@ -146,10 +150,13 @@ BUDGET: Columns = (
     ("Best rate", lambda x, r: rate_label(x["best_rate"])),
     ("Eval loss", lambda x, r: decimals(x["loss"])),
     (
-        "Not told from it",
+        "Within the margin of it",
         lambda x, r: labels(others) if (others := [y for y in x["within"] if y != x["best_rate"]]) else NONE,
     ),
-    ("Between the rates", lambda x, r: NONE if x["between"] is None else f"about {rate_label(x['between'])}"),
+    (
+        "Between the rates",
+        lambda x, r: NONE if x["between"] is None else f"about {rate_label(x['between'], 2)}",
+    ),
 )
 
 HYPOTHESES: Columns = (

@@ -10,6 +10,8 @@ from analysis.files import number
 # What markdown or HTML could act on; underscores inside words are plain text in GitHub's markdown.
 SPECIAL = re.compile(r"[\\`*|<&~$@\n]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|://|\bwww\.")
 
+WHOLE = r"(?:(?<![\w.-])\d(?:\.\d+)?e-\d+\b|\[[+-]?[\d.]+, [+-]?[\d.]+\])"  # 3.2e-4 or [0.004, 0.062]
+
 
 def escape(value: Any) -> Any:
     """`value` with every string made inert as markdown and HTML, and on one line; numbers and structure stay."""
@@ -23,11 +25,11 @@ def escape(value: Any) -> Any:
     return value
 
 
-def rate_label(rate: float | None) -> str:
+def rate_label(rate: float | None, digits: int = 3) -> str:
     """A rate as people write it: 1e-5, 2e-4, 3.2e-4."""
     if rate is None or not math.isfinite(rate):
         return "unknown"
-    mantissa, exponent = f"{rate:.2e}".split("e")  # three digits: 6.53e-4
+    mantissa, exponent = f"{rate:.{digits - 1}e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
@@ -62,13 +64,13 @@ def settings(values: dict) -> str:
 
 
 def html(text: str) -> str:
-    """The little markdown of the report as HTML, each rate kept on one line; `escape` has made values inert."""
+    """The little markdown of the report as HTML, each number kept on one line; `escape` has made values inert."""
     text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
     text = re.sub(r"(?<!\*)\*([^*]+)\*(?!\*)", r"<em>\1</em>", text)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
     text = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', text)
-    text = text.replace("\n   - ", "<br>• ")
-    return re.sub(r"(?<![\w.-])\d(?:\.\d+)?e-\d+\b(?![^<]*>)", r'<span class="rate">\g<0></span>', text)
+    text = re.sub(r"(?<=\d) (?=[%×])|(?<=±) (?=\d)|(?<=\d) (?=±)", "\u00a0", text).replace("\n   - ", "<br>• ")
+    return re.sub(rf"{WHOLE}(?![^<]*>)", r'<span class="whole">\g<0></span>', text)
 
 
 def code(fenced: str) -> str:
@@ -83,9 +85,9 @@ def decimals(value: object, form: str = ".3f") -> str:
 
 
 def small(value: object) -> str:
-    """A small quantity to three digits, as rates are written: 7.23e-6."""
+    """A quantity to three digits, a small one as rates are written: 0.0556, 7.23e-6."""
     value = number(value)
-    return "—" if value is None else rate_label(value) if value else "0"
+    return "—" if value is None else rate_label(value) if 0 < value < 1e-2 else f"{value:.3g}"
 
 
 def bounds(pair: list | tuple | None, form: str = ".3f") -> str:

@@ -77,7 +77,7 @@ def test_the_page_has_the_numbers_of_the_readme(tmp_path):
     context = report.context(json.loads(to_json(results(study))), tmp_path, [])
     assert all(html(cell) in text for row in context["rates"].rows for cell in row)
     assert all(html(line) in text for line in context["limits"])
-    assert html("[2e-4](a/2e-4.yaml)") == '<a href="a/2e-4.yaml"><span class="rate">2e-4</span></a>'
+    assert html("[2e-4](a/2e-4.yaml)") == '<a href="a/2e-4.yaml"><span class="whole">2e-4</span></a>'
 
 
 def test_no_value_of_a_run_is_markup_in_the_page(tmp_path):
@@ -139,6 +139,27 @@ def test_curves_are_drawn_from_a_file_and_switched_off_and_on(browser, tmp_path)
     assert (
         browser.find_element(By.ID, "still").is_displayed() and not browser.find_element(By.ID, "charts").is_displayed()
     )
+
+
+def test_one_rate_has_no_charts_and_buttons_that_compare(browser, tmp_path):
+    browser.get(write(tmp_path, kinds={2e-4: "good"}, seeds=1).as_uri())
+    last = "return document.querySelectorAll('.live #plot3 .ytick').length"
+    WebDriverWait(browser, 30).until(lambda page: page.execute_script(last))
+    texts = "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)"
+    titles = browser.execute_script(texts, "figcaption")
+    assert titles == ["Eval loss", "Train loss, smoothed", "Gradient norm, smoothed", "Size of the update, ‖ΔW‖/‖W‖"]
+    assert browser.execute_script(texts, "#controls button") == ["whole eval loss"]
+    assert (
+        len(browser.execute_script(texts, "#plot2 .ytick")) > 2
+    )  # a norm that stays within a decade is still read off
+
+
+def test_a_diverged_rate_is_on_the_chart_of_costs_though_its_last_loss_was_low(browser, tmp_path):
+    path = write(tmp_path, kinds={2e-4: "good", 5e-3: "stopped"})
+    assert [(x["diverged"], x["ended"]) for x in curves(path.read_text())["costs"]] == [(False, True), (True, False)]
+    browser.get(path.as_uri())
+    points = "return document.querySelectorAll('#plot1 .scatterlayer .point').length"
+    WebDriverWait(browser, 30).until(lambda page: page.execute_script(points) == 2)
 
 
 def test_charts_without_data_are_not_drawn(browser, tmp_path):
