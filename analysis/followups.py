@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def refinement_grid(study: Study) -> tuple[list[float], str]:
 
 def config(study: Study, name: str, **values: list) -> dict:
     """A grid over these values; program, command, metric and constant parameters are the analysed sweep's own."""
-    source: dict = next((s["config"] for s in study.sweeps if isinstance(s.get("config"), dict)), {})
+    size = Counter(run.sweep for run in study.counted)  # a control has settings of its own
+    known = [sweep for sweep in study.sweeps if isinstance(sweep.get("config"), dict)]
+    source: dict = max(known, key=lambda sweep: size[sweep["id"]], default={"config": {}})["config"]
     kept = {}
     for key, spec in parameters({"config": source}).items():
         fixed = constants(spec)

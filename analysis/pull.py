@@ -159,7 +159,7 @@ def record(run: "wandb.apis.public.Run", sweep: str) -> str:
         "summary": {key: value for key, value in (run.summary_metrics or {}).items() if key != BEHAVIOR},
         "files": read_files(run),
     }
-    head = ",\n".join(f"{json.dumps(key)}: {json.dumps(strict(value), sort_keys=True)}" for key, value in about.items())
+    head = ",\n".join(f"{json.dumps(key)}: {compact(strict(value))}" for key, value in about.items())
     rows = ",\n".join(line(row) for row in run.scan_history(use_cache=False))
     return f'{{{head},\n"history": [\n{rows}\n]}}'
 
@@ -167,9 +167,13 @@ def record(run: "wandb.apis.public.Run", sweep: str) -> str:
 def line(row: dict) -> str:
     """A history row as strict JSON; almost all rows are plain, so only the others take the slow way."""
     try:
-        return json.dumps(row, sort_keys=True, allow_nan=False)
+        return compact(row)
     except (ValueError, TypeError):
-        return json.dumps(strict(row), sort_keys=True)
+        return compact(strict(row))
+
+
+def compact(value) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
 def read_files(run: "wandb.apis.public.Run") -> dict:

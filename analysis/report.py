@@ -328,7 +328,7 @@ def insights(r: dict) -> list[str]:
     sides = {end: [x["learning_rate"] for x in crossed if bool(x["diverged"]) == lost] for lost, end in ends.items()}
     leads = [f"{labels(rates)}, which {end}" for end, rates in sides.items() if rates]
     if leads:
-        found.append(f"Early lead, later loss: at some point in the first half led {' and '.join(leads)}.")
+        found.append(f"Early lead, later loss: {', and '.join(leads)}, led at some point in the first half.")
     gaps = [x for x in r["rates"] if x["gap"]["n"] and not x["diverged"]]
     low, high = (pick(gaps, key=lambda x: x["gap"]["mean"], default=None) for pick in (min, max))
     if r["basin"] and gaps and high["gap"]["mean"] - low["gap"]["mean"] > r["basin"]["width"]:
@@ -370,7 +370,10 @@ def control(r: dict, c: dict) -> str:
         norms += [abs(own / main - 1)] if own and main and d["mean"] >= width else []
         settled = d["interval"] is None or not d["interval"][0] <= 0 <= d["interval"][1]
         if abs(d["mean"]) < width:
-            parts.append(f"at {rate} it changes nothing that matters ({decimals(d['mean'], '+.3f')})")
+            wide = d["interval"] is not None and max(map(abs, d["interval"])) > width
+            said = "is not told from one that does not matter" if wide else "does not matter"
+            found = tables.with_interval(d["mean"], d["interval"], "+.3f") if wide else decimals(d["mean"], "+.3f")
+            parts.append(f"at {rate} its effect {said} ({found})")
             continue
         verb = "costs" if d["mean"] > 0 else "gains"
         gained = number(x["main_gain"])
@@ -378,25 +381,48 @@ def control(r: dict, c: dict) -> str:
         share = f", {percent(d['mean'] / reach)} of what that rate gains" if reach > 0 and d["mean"] > 0 else ""
         doubt = "" if settled else ", not told from nothing"
         parts.append(f"at {rate} it {verb} {decimals(abs(d['mean']))}{share}{doubt}")
-    text = f"beside the main grid: {'; '.join(parts)}."
+    text = f"beside the main grid: {'; '.join(parts)}.{best_moves(r, c)}"
     if norms and max(norms) < 0.1:
         text += f" The update's norm differs by at most {100 * max(norms):.1f} %: its size is not what is lost."
     return text
+
+
+def best_moves(r: dict, c: dict) -> str:
+    """Whether another rate is best under a control's setting by more than the margin, and whether that ends lowest."""
+    ended = [x for x in c["points"] if not x["diverged"] and None not in (x["final_eval"]["mean"], x["main_gain"])]
+    if len(ended) < 2:
+        return ""
+    own = min(ended, key=lambda x: x["final_eval"]["mean"])
+    main = min(ended, key=lambda x: x["main_final_eval"]["mean"])
+    width = number(r["basin"]["width"]) if r["basin"] else 0.0
+    gaps = [abs(own[key]["mean"] - main[key]["mean"]) for key in ("final_eval", "main_final_eval")]
+    if own is main or min(gaps) < width:
+        return ""
+    rate, loss = rate_label(own["learning_rate"]), own["final_eval"]["mean"]
+    text = f" It moves the best rate: of these {rate} is lowest with it, {rate_label(main['learning_rate'])} without"
+    if loss < number(r["best_loss"]):
+        text += f"; {decimals(loss)} is also below the main grid's lowest, {decimals(r['best_loss'])}"
+    return text + "."
 
 
 def repeats(r: dict) -> str:
     floor, alone = r["noise_floor"], [x for x in r["repeats"] if x["solo"]]
     words = []
     if floor is not None:
-        n = sum(not x["solo"] for x in r["repeats"])
+        n = sum(not x["solo"] and not x["diverged"] for x in r["repeats"])
         words.append(
             f"The same recipe, rate and seed run again ended {decimals(floor, '.2g')} nats apart (root mean square of "
             f"{plural(n, 'pair')}): smaller differences are noise."
         )
-    if alone:
-        worst = max(abs(x["difference"]) for x in alone)
+    if steady := [abs(x["difference"]) for x in alone if not x["diverged"]]:
+        worst = max(steady)
         apart = f"at most {decimals(worst, '.2g')} nats apart" if worst else "at the same loss, to the last digit,"
         words.append(f"A gang and train.py alone ended {apart} at the same point.")
+    if chaos := [abs(x["difference"]) for x in r["repeats"] if x["diverged"]]:
+        words.append(
+            f"Where a run diverged, another of the same point ended up to {decimals(max(chaos), '.2g')} away: rounding "
+            "alone moves it."
+        )
     return " ".join(words)
 
 

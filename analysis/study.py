@@ -40,6 +40,8 @@ class Repeat:
     runs: tuple[str, str]
     difference: float  # final eval loss of the second − of the first
     solo: bool  # one of them was trained by train.py alone, the other in a gang
+    diverged: bool  # at least one of them; what they differ by is chaos then, not noise
+    differs: dict  # their group's settings that are not the main grid's
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Study:
     @property
     def noise_floor(self) -> float | None:
         """Root mean square difference of two runs of one recipe, rate and seed, in nats; None without repeats."""
-        squares = [repeat.difference**2 for repeat in self.repeats if not repeat.solo]
+        squares = [repeat.difference**2 for repeat in self.repeats if not repeat.solo and not repeat.diverged]
         return math.sqrt(sum(squares) / len(squares)) if squares else None
 
     @property
@@ -249,7 +251,7 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
         used=used,
         excluded=excluded,
         faults=[fault for fault in faults if any(run.id in evidence for run in fault.runs)],
-        repeats=find_repeats(first),
+        repeats=find_repeats(first, verdicts, group.differs),
         base_loss=base_loss,
         evidence=evidence,
         verdicts=verdicts,
@@ -295,7 +297,7 @@ def choose(runs: list[Run]) -> tuple[dict[float, list[Run]], dict[str, str]]:
     return dict(sorted(used.items())), excluded
 
 
-def find_repeats(runs: list[Run]) -> list[Repeat]:
+def find_repeats(runs: list[Run], verdicts: dict[str, Verdict], differs: dict) -> list[Repeat]:
     """Each run that reached its end, against the first one of its rate and seed."""
     first: dict[tuple, Run] = {}
     found = []
@@ -306,7 +308,8 @@ def find_repeats(runs: list[Run]) -> list[Repeat]:
         if before is not run:
             solo = (gang_of(before) is None) != (gang_of(run) is None)
             gap = run.end.loss - before.end.loss
-            found.append(Repeat(run.learning_rate, run.seed, (before.id, run.id), gap, solo))
+            diverged = any(verdicts[one.id].behaviour == "diverged" for one in (before, run))
+            found.append(Repeat(run.learning_rate, run.seed, (before.id, run.id), gap, solo, diverged, differs))
     return found
 
 

@@ -215,7 +215,7 @@ CONTROL: Columns = (
     ("Share of the best gain", beside("gain", ".2f")),
     ("‖ΔW‖/‖W‖", beside("update_ratio")),
     ("Stable rank", beside("stable_rank", ".2f")),
-    ("Behavior", lambda x, r: ", ".join(f"{word} {n}/{x['runs']}" for word, n in x["behaviours"].items())),
+    ("Behavior among these", lambda x, r: ", ".join(f"{word} {n}/{x['runs']}" for word, n in x["behaviours"].items())),
 )
 
 GROUPS: Columns = (
@@ -228,12 +228,19 @@ GROUPS: Columns = (
     ("Final Eval Loss [95 %]", lambda x, r: level({"final_eval": x}, r)),
 )
 
+
+def repeat_kind(x: dict, r: dict) -> str:
+    words = ["gang against train.py" if x["solo"] else "the same again"]
+    words += ["diverged"] if x["diverged"] else []
+    return ", ".join(words + ([settings(x["differs"])] if x["differs"] else []))
+
+
 REPEATS: Columns = (
     ("Learning Rate", lambda x, r: rate_label(x["learning_rate"])),
     ("Seed", lambda x, r: NONE if x["seed"] is None else str(x["seed"])),
     ("Runs", lambda x, r: " and ".join(x["runs"])),
     ("Difference", lambda x, r: decimals(x["difference"], "+.5f")),
-    ("", lambda x, r: "gang against train.py" if x["solo"] else "the same again"),
+    ("", repeat_kind),
 )
 
 CHECKS: Columns = (

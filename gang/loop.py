@@ -99,7 +99,7 @@ class Shared:
         self.model = load_model(first.base, first.training)
         first.equip(twin(self.model), splits)
         rows = first.trainer.train_dataset["input_ids"]
-        self.packed = self.model.device.type == "cpu" and packable(self.model, rows)  # not yet run on a GPU
+        self.packed = packable(self.model, rows)
         trainer = first.trainer
         self.described = train.describe_data(trainer, *splits)
         shared = self.described["rows_in_both_splits"]

@@ -27,6 +27,14 @@ def test_the_report_and_the_numbers_come_out_again(folder, checkout):
     assert pictures[0] == pictures[1] != set()
 
 
+def test_the_questions_quote_the_reference_experiment():
+    found = (ROOT / "outputs/flagship/README.md").read_text().splitlines()
+    quotes = re.findall(r"^> (.+(?:\n> .+)*)", (ROOT / "docs/QUESTIONS.md").read_text(), re.MULTILINE)
+    quotes = [" ".join(quote.replace("\n> ", " ").split()) for quote in quotes]
+    assert len(quotes) > 5
+    assert [quote for quote in quotes if not any(quote in line for line in found)] == []
+
+
 def test_the_readme_quotes_the_committed_report():
     readme = (ROOT / "README.md").read_text()
     folder = re.search(r"\]\(outputs/(\w+)/lr_comparison\.png\)", readme)[1]

@@ -187,7 +187,7 @@ def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):
     ):
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
         with torch.no_grad():
-            scores = subject.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+            scores = subject.model(input_ids=ids.to(subject.model.device)).logits[0, :-1].log_softmax(-1).cpu()
         answer = labels[1:] != -100
         expected = -scores[answer, labels[1:][answer]].sum().item()
         assert nll == pytest.approx(expected, abs=2e-3)
@@ -259,7 +259,7 @@ def write(path: Path, text: str) -> str:
         (["--config", "no-such-recipe.yaml"], "no-such-recipe.yaml: .*No such file"),
         (["--learning_rate", "1.0e-4"], "model_name_or_path and dataset_name are needed"),
         ([*STARTER, "--packing", "true"], "packing: True is not possible here, use false"),
-        ([*STARTER, "--fp16", "true"], "fp16: True is not possible here"),
+        ([*STARTER, "--fp16", "true"], "fp16: True is not possible here|At most one of fp16 and bf16"),  # bf16 on a GPU
         ([*STARTER, "--logging_steps", "10"], "logging_steps: 10 is not possible here, use 1"),
         ([*STARTER, "--trust_remote_code", "true"], "trust_remote_code"),
         ([*STARTER, "--load_in_8bit", "true"], "8 bit and 4 bit"),
