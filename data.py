@@ -6,6 +6,7 @@ dataset_name: my/rows.jsonl    and slices: train[:-400] and train[-400:] as the 
 dataset_name: owner/name       on the Hub, with dataset_revision
 """
 
+import csv
 import hashlib
 import itertools
 import json
@@ -17,7 +18,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas
 from datasets import Dataset, Features, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -97,12 +97,21 @@ def csv_options(path: Path) -> dict:
     files = data_files(path)
     if {file.suffix for file in files} != {".csv"}:
         return {}
-    columns = {file: sorted(pandas.read_csv(file, nrows=0)) for file in files}
+    columns = {file: sorted(header(file)) for file in files}
     for file, names in columns.items():
         if names != columns[files[0]]:
             raise InputError(f"{file}: columns {', '.join(names)}: all files of a data set need the same columns")
     text = Features({name: Value("string") for name in columns[files[0]]})
     return {"features": text, "keep_default_na": False, "na_values": [""]}
+
+
+def header(file: Path) -> list[str]:
+    """The first line of a CSV file that is not blank."""
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        for names in csv.reader(lines):
+            if names:
+                return names
+    raise InputError(f"{file} is empty")
 
 
 def data_files(path: Path) -> list[Path]:

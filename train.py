@@ -10,6 +10,7 @@ that says how to load it.
 
 import hashlib
 import json
+import logging
 import math
 import os
 import resource
@@ -17,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,9 @@ import inputs
 
 if __name__ == "__main__":
     inputs.answer_at_once(__doc__, sys.argv[1:])  # the imports below take seconds
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' words to their own authors, above what a run says of its data
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional package as if something had failed
 
 import numpy
 import torch

@@ -7,7 +7,7 @@ from analysis.files import number
 from analysis.statistics import BASIN_NATS, BASIN_SD, BASIN_SHARE
 from analysis.words import bounds, decimals, in_words, labels, listed, plural, rate_label, settings, some
 
-TOO_NARROW = " Intervals take the examples as independent (modules not recorded), so they may be too narrow."
+TOO_NARROW = " Intervals take the examples as independent (no module column groups them), so they may be too narrow."
 
 
 def row_of(r: dict, wanted: float) -> dict | None:

@@ -116,9 +116,7 @@ def legend(r: dict) -> str:
     words = ""
     found = next((x["difference"]["end"] for x in by_loss(r)[1:] if x["difference"]["end"]), None)
     if found is not None and found["interval"]:
-        narrow = (
-            "" if modules_known(r) else "; examples taken as independent (modules not recorded), so perhaps too narrow"
-        )
+        narrow = "" if modules_known(r) else "; examples taken as independent (no module column), so perhaps too narrow"
         words += f"Intervals: 95 %, over {found['covers']}{narrow}."
     if winner(r) is None and by_loss(r) and len(r["rates"]) > 1:
         open_rates = [x["learning_rate"] for x in r["rates"] if x["basin"]["verdict"] != "out"]
@@ -510,8 +508,13 @@ def limits(r: dict) -> list[str]:
     data = r["data"]
     if c is not None and data["eval_examples"] and not data["eval_modules"]:
         found.append(
-            "The records do not say which module an eval example is from: the intervals take the examples as "
-            "independent and are too narrow if those of a module resemble each other."
+            "No module column says which eval examples belong together: the intervals take them as independent and are "
+            "too narrow if some resemble each other."
+        )
+    shared = max((number(x["config"].get("rows_in_both_splits")) or 0 for x in r["runs"]), default=0)
+    if shared:
+        found.append(
+            f"{shared:.0f} test rows are training rows too: there the eval loss shows what was learned by heart."
         )
     unpaired = [x["learning_rate"] for x in by_loss(r) if (d := x["difference"]["end"]) and not d["paired"]]
     if unpaired:

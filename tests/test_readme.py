@@ -1,4 +1,4 @@
-"""The README's way from a model folder and rows of one's own to a report, followed to the letter."""
+"""The README's way from a model folder and rows of one's own to a report and its adapter, followed to the letter."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 
@@ -15,10 +16,11 @@ from settings import parse
 
 ROOT = Path(__file__).parent.parent
 SECTION = (ROOT / "README.md").read_text().split("## Your own model and data\n")[1].split("\n## ")[0]
+CHECK = (ROOT / "docs/adapter.md").read_text().split("## Check it\n")[1]
 
 
-def block(language: str) -> str:
-    return SECTION.split(f"```{language}\n")[1].split("```")[0]
+def block(language: str, text: str = SECTION) -> str:
+    return text.split(f"```{language}\n")[1].split("```")[0]
 
 
 KINDS = [json.loads(line) for line in block("json").splitlines()]
@@ -49,6 +51,12 @@ def test_each_kind_of_row_is_read(own, kind):
     own(kind)
     splits = train.read_data(*parse(["--config", "my-recipe.yaml"]))
     assert [len(split) for split in splits] == [38, 12]
+    if "messages" not in kind:
+        for file in Path("my-data").glob("*.jsonl"):
+            pandas.read_json(file, lines=True, dtype=False).to_csv(file.with_suffix(".csv"), index=False)
+            file.unlink()
+        again = train.read_data(*parse(["--config", "my-recipe.yaml"]))
+        assert [split.to_list() for split in again] == [split.to_list() for split in splits]
 
 
 def test_the_commands_lead_to_a_report(own):
@@ -65,3 +73,8 @@ def test_the_commands_lead_to_a_report(own):
     assert "my-model" in report and "my-data" in report
     rates = yaml.safe_load((ROOT / "sweep.yaml").read_text())["parameters"]["learning_rate"]["values"]
     assert len(list((checkout / "outputs/latest").glob("lr_*/run_data.json"))) == len(rates)
+    (checkout / "check.py").write_text(block("python", report) + block("python", CHECK))
+    checked = subprocess.run([sys.executable, "check.py"], cwd=checkout, env=plain, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    loss = json.loads((checkout / "outputs/latest/all_results.json").read_text())["adapter"]["loss"]
+    assert float(checked.stdout.split()[-1]) == pytest.approx(loss, abs=1e-4)

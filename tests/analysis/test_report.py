@@ -309,6 +309,7 @@ def test_what_was_trained_on_and_its_price_are_told(tmp_path):
     assert "1,737 training examples, 54,321 training tokens, 100 steps (0.90 passes)" in text
     assert "240 device seconds in training steps" in text
     assert "about 1,778 training examples" in page(analyse(seeds=1), tmp_path)
+    assert "7 test rows are training rows too" in page(analyse(seeds=1, rows_in_both_splits=7), tmp_path)
 
 
 def test_the_modules_of_the_examples_are_told(tmp_path):
@@ -318,10 +319,10 @@ def test_the_modules_of_the_examples_are_told(tmp_path):
     text = page(analyse(change=name), tmp_path)
     assert "3 seeds and 7 modules." in text and "independent" not in text
     text = page(analyse(), tmp_path)
-    assert "do not say which module" in text and "(modules not recorded), so they may be too narrow." in text
     assert (
-        "3 seeds and 40 examples; examples taken as independent (modules not recorded), so perhaps too narrow." in text
+        "No module column says which" in text and "(no module column groups them), so they may be too narrow." in text
     )
+    assert "3 seeds and 40 examples; examples taken as independent (no module column), so perhaps too narrow." in text
 
 
 def test_one_diverged_seed_makes_a_rate_infeasible_and_shows_the_others():
