@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def analyse(options: argparse.Namespace) -> int:
-    directory, handles = Path(options.source[0]), []
+    directory = Path(options.source[0])
+    handles: list = []
     if not directory.is_dir():
         from analysis import pull  # wandb, which an analysis from files does not need
 
