@@ -17,6 +17,7 @@ from inputs import InputError, first_line
 REQUIRED = {
     "use_peft": (True, "the study is one of LoRA's learning rate"),
     "logging_steps": (1, "an instability can be over within a few steps"),
+    "logging_nan_inf_filter": (False, "it logs the mean of the losses before in place of one that is NaN"),
     "packing": (False, "the paired statistics need one row per example"),
     "padding_free": (False, "the paired statistics need one row per example"),
     "train_sampling_strategy": ("random", "batches of like lengths imitate an oscillation"),

@@ -266,6 +266,7 @@ def write(path: Path, text: str) -> str:
         ([*STARTER, "--max_steps", "1"], "max_steps: 1 ends in the warm-up, before learning_rate is reached"),
         ([*STARTER, "--warmup_steps", "100"], "max_steps: 100 ends in the warm-up"),
         ([*STARTER, "--max_steps", "two"], "argument --max_steps.*invalid int value: 'two'"),
+        ([*STARTER, "--logging_nan_inf_filter"], "logging_nan_inf_filter: True is not possible here, use false"),
         ([*STARTER, "--weight_decay", "nan"], "weight_decay: nan is not a finite number"),
         ([*STARTER, "left over"], "left over"),
         ([*STARTER, "{recipe with learning_rate: [1.0e-4, 2.0e-4]}"], "learning_rate: .* is no number; .*sweep.yaml"),
