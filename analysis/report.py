@@ -326,9 +326,9 @@ def insights(r: dict) -> list[str]:
     crossed = [x for x in r["rates"] if 2 * x["flags"].get("crossed", 0) > x["n"]]
     ends = {False: "ended outside the margin", True: "diverged"}
     sides = {end: [x["learning_rate"] for x in crossed if bool(x["diverged"]) == lost] for lost, end in ends.items()}
-    leads = [f"{labels(rates)}, which {end}" for end, rates in sides.items() if rates]
+    leads = [f"{labels(rates)} ({end})" for end, rates in sides.items() if rates]
     if leads:
-        found.append(f"Early lead, later loss: at some point in the first half led {' and '.join(leads)}.")
+        found.append(f"Early lead, later loss: {' and '.join(leads)} led at some point in the first half.")
     gaps = [x for x in r["rates"] if x["gap"]["n"] and not x["diverged"]]
     low, high = (pick(gaps, key=lambda x: x["gap"]["mean"], default=None) for pick in (min, max))
     if r["basin"] and gaps and high["gap"]["mean"] - low["gap"]["mean"] > r["basin"]["width"]:
