@@ -90,7 +90,9 @@ def scope(r: dict) -> str:
 def nothing_ended(r: dict) -> str:
     diverged = [x["learning_rate"] for x in r["rates"] if x["diverged"]]
     if diverged:
-        return f"No rate of this sweep can be used: runs diverged at {labels(diverged)}. Go lower."
+        once = max(x["n"] for x in r["rates"]) == 1
+        which = f"{labels(diverged)} diverged" if once else f"runs diverged at {labels(diverged)}"
+        return f"No rate of this sweep can be used: {which}. Go lower."
     if reason := not_evaluated(r):
         return f"{reason[0].upper()}{reason[1:]}."
     states = ", ".join(sorted({x["state"] for x in r["runs"]}))
@@ -115,7 +117,7 @@ def when(r: dict, advice: dict) -> str:
     others = f", {each} over the last quarter" if still else ""
     if advice["stop"]:
         both = f"(step {step}: {low}; step {last}: {end}{others})"
-        if made is None:
+        if made is None or made < 0.5:
             return f", and stop at step {step} of {last} {both}"
         about = "about one pass" if abs(made - 1) <= 0.1 else f"about {made:.1f} passes"
         return f", for {about} over the data {both}"
@@ -139,7 +141,11 @@ def to_use(r: dict, advice: dict) -> str:
     if len(used) < 3:
         return labels([advice["rate"], *advice["tied"]], "or")
     between = [x["learning_rate"] for x in r["rates"] if used[0] <= x["learning_rate"] <= used[-1]]
-    span = f"{rate_label(used[0])} to {rate_label(used[-1])}" if between == used else labels(sorted(advice["tied"]))
+    span = (
+        f"all from {rate_label(used[0])} to {rate_label(used[-1])}"
+        if between == used
+        else labels(sorted(advice["tied"]))
+    )
     return f"{best} ({span} do as well)"
 
 
@@ -202,7 +208,7 @@ def cost(r: dict, x: dict) -> str:
         return f"{name} costs {price}, still falling"
     range_ = f" ({bounds(end['interval'], '.2f')})" if x["basin"]["verdict"] == "undecided" else ""
     if best is not None and end["mean"] - best["mean"] > max(behaviour.REBOUND_NATS, 0.1 * end["mean"]):
-        at_best = decimals(max(best["mean"], 0.0), ".2f")
+        at_best = decimals(best["mean"], ".2f") if best["mean"] >= 0.005 else "nothing"
         return f"{name} costs {at_best} at its best checkpoint and {price} at the end{range_}"
     return f"{name} costs {price}{range_}"
 

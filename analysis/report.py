@@ -254,16 +254,17 @@ def speed(r: dict) -> str:
         return f"Undefined: {why}, so there is no target to reach."
     reached = sorted((pair for pair in known if math.isfinite(pair[0])), key=lambda pair: pair[0])
     missed = [x["learning_rate"] for count, x in known if not math.isfinite(count)]
-    text = "No rate reached 80 % of the best gain in the median of its seeds"
+    text = f"No rate reached 80 % of the best gain in {r['planned_steps']} steps, in the median of its seeds"
     if reached:
         (first_steps, first), (last_steps, last) = reached[0], reached[-1]
         name = rate_label(first["learning_rate"])
         text = f"{name} was first to 80 % of the best gain, after {first_steps:.0f} of {r['planned_steps']} steps"
         if len(reached) > 1:
-            slower = f"{last_steps:.0f} (about {float(f'{last_steps / max(first_steps, 1e-9):.2g}'):g} ×)"
+            times = float(f"{last_steps / max(first_steps, 1e-9):.2g}")
+            slower = f"{last_steps:.0f}" + (f" (about {times:g} ×)" if times > 1 else "")
             who = f"the slowest of the {len(reached)} that reached it, " if len(reached) > 2 else ""
             text += f"; {who}{rate_label(last['learning_rate'])}{',' * bool(who)} took {slower}"
-    if missed:
+    if missed and reached:
         text += f"; {labels(missed)} did not reach it in {r['planned_steps']} steps"
     lost = [x["learning_rate"] for _, x in reached if x["diverged"]]
     if lost:
@@ -321,12 +322,13 @@ def optimum(r: dict) -> str:
 def insights(r: dict) -> list[str]:
     """What else the numbers say, one sentence each."""
     found = []
-    crossed = [x for x in r["rates"] if 2 * x["flags"].get("crossed", 0) > x["n"]]
+    ended = [x for x in r["rates"] if x["diverged"] or x["basin"]["excess"] is not None]
+    crossed = [x for x in ended if 2 * x["flags"].get("crossed", 0) > x["n"]]
     ends = {False: "ended outside the margin", True: "diverged"}
     sides = {end: [x["learning_rate"] for x in crossed if bool(x["diverged"]) == lost] for lost, end in ends.items()}
-    leads = [f"{labels(rates)}, which {end}" for end, rates in sides.items() if rates]
+    leads = [f"{labels(rates)} ({end})" for end, rates in sides.items() if rates]
     if leads:
-        found.append(f"Early lead, later loss: {', and '.join(leads)}, led at some point in the first half.")
+        found.append(f"Early lead, later loss: {' and '.join(leads)} led at some point in the first half.")
     gaps = [x for x in r["rates"] if x["gap"]["n"] and not x["diverged"]]
     low, high = (pick(gaps, key=lambda x: x["gap"]["mean"], default=None) for pick in (min, max))
     if r["basin"] and gaps and high["gap"]["mean"] - low["gap"]["mean"] > r["basin"]["width"]:

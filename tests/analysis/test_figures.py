@@ -85,11 +85,19 @@ def test_colours_grow_lighter_with_the_rate():
     assert figures.colour(1e-9) == figures.colour(3e-6) and figures.colour(1.0) == figures.colour(3e-2)
 
 
+LOOKS = ("local_wandb/static/page.css", "analysis/report.html.jinja")
+
+
 def test_the_local_page_has_the_colours_of_the_report():
     script = (Path(__file__).parents[2] / "local_wandb/static/page.js").read_text()
     span, stops = (json.loads(re.search(rf"const {name} = (.*);", script)[1]) for name in ("SPAN", "STOPS"))
     low, high = span
     assert tuple(span) == figures.SPAN
+    styles = [(Path(__file__).parents[2] / name).read_text() for name in LOOKS]
+    light, dark = (
+        [dict(re.findall(r"--(\w+): (#\w+);", style.split(":root {")[i])) for style in styles] for i in (1, 2)
+    )
+    assert len(light[0]) > 5 and all(page[0].items() <= page[1].items() for page in (light, dark))
     assert stops == [figures.colour(low * (high / low) ** (i / 10)) for i in range(11)]
 
 
