@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from analysis.pull import read_files
 from tests.analysis import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,13 @@ def test_a_sweep_comes_whole_twice_the_same_and_its_classes_go_back(server, swee
     script = f"import wandb\nfor run in {runs}: print(run.summary_metrics.get('behavior'))"
     written = server.run(sys.executable, "-c", script, env=ENVIRONMENT).stdout
     assert set(written.split("\n")) >= {"stable, good", "incomplete", "diverged"}
+
+
+def test_a_file_that_a_run_has_not_is_no_news(api, capsys):
+    """W&B answers a name that it has no file of, too: with a size of 0 and the MD5 "0"."""
+    run = api.create_run(project="analysis-files")
+    assert [file.md5 for file in run.files(["eval_nll.json"])] == ["0"]
+    assert read_files(run) == {} and capsys.readouterr().out == ""
 
 
 def test_data_of_another_sweep_are_kept_aside(server, sweep, tmp_path):
