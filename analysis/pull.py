@@ -180,6 +180,8 @@ def read_files(run: "wandb.apis.public.Run") -> dict:
     """The run's own JSON files that the analysis reads; one that is not whole is named and left out."""
     found = {}
     for file in run.files(list(FILES)):
+        if file.md5 == "0":  # W&B lists a file that was asked for by name and is not there
+            continue
         with TemporaryDirectory() as folder:
             try:
                 with file.download(folder, replace=True) as text:

@@ -159,7 +159,7 @@ def _signed_file(request: Request, method: str) -> dict:
         raise HTTPException(403, "this address has expired")
     file = request.app.state.store.get("files", id=number)
     if file is None:
-        raise HTTPException(404, f"file {number} does not exist")
+        raise HTTPException(404, f"file {request.path_params['name']} does not exist")
     return file
 
 

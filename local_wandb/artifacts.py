@@ -130,7 +130,7 @@ def create_files(source, info, input) -> dict:
     # A file is named by its content, so the same content under two names of a version is stored once.
     files = [
         _file(info.context.store, _artifact(info, spec["artifactID"])["id"], f"content/{spec['md5']}", spec["md5"])
-        | {"storagePath": spec["name"], "name": spec["name"]}
+        | {"name": spec["name"]}
         for spec in input["artifactFiles"]
     ]
     return {"files": connection(files, len(files))}
@@ -194,7 +194,7 @@ def entries(store: Store, artifact: dict) -> list[dict]:
             birth = entry.get("birthArtifactID")
             holder = row_id("Artifact", birth) if birth else artifact["id"]
             file = store.get("files", artifact=holder, name=f"content/{entry['digest']}") or file
-        entries.append(file | {"name": name, "storagePath": name})
+        entries.append(file | {"name": name, "storagePath": f"wandb_artifacts/{artifact['id']}/{name}"})
     return entries
 
 

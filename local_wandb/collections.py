@@ -252,8 +252,10 @@ def memberships(artifact, info, after=None, first=None) -> dict:
 
 def named_membership(project, info, name) -> dict | None:
     collection_name, _, version = name.partition(":")
+    if not version:
+        raise GraphQLError(f"artifact {name!r} must be specified as 'collection:alias'")
     collection = named(project, info, collection_name)
-    return collection and membership(collection, info, version or "latest")
+    return collection and membership(collection, info, version)
 
 
 def _named_version(project, info, name, enableTracking=None) -> dict | None:

@@ -1,14 +1,51 @@
-"""What a stranger may cost: connections that wait, and lines of the log."""
+"""What one may cost: a stranger, connections that wait and lines of the log; a client, the answer to one query."""
 
 import asyncio
 import logging
 import time
 
+from graphql import get_named_type, is_leaf_type
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 CONNECTIONS = 400  # at once; a process may open 1,024 files, and each request that is answered opens some
 HEAD = 10.0  # s from a connection, or from the first byte of a further request, until its head has come whole
 LINES, PERIOD = 100, 10.0  # log lines in so many s; beyond, they are counted
+FIELDS, CHARACTERS, SECONDS = 500_000, 2**28, 60.0  # of one answer; a page of 1,000 runs is about 40,000 fields
+
+
+class TooMuch(BaseException):
+    """An answer that is too long. No Exception, which GraphQL would note for one field and go on with the next."""
+
+
+class Budget:
+    """Counts what one answer holds, as GraphQL middleware: its fields, their text, and its time. Raises TooMuch."""
+
+    def __init__(self):
+        self._fields, self._characters, self._until = FIELDS, CHARACTERS, time.monotonic() + SECONDS
+
+    def resolve(self, resolver, source, info, /, **arguments):
+        """The field's value, as long as there is room for it."""
+        value = resolver(source, info, **arguments)
+        self._fields -= 1
+        if is_leaf_type(get_named_type(info.return_type)):
+            self._characters -= _length(value)
+        for spent, limit in (
+            (self._fields < 0, f"{FIELDS:,} fields"),
+            (self._characters < 0, f"{CHARACTERS:,} characters"),
+            (time.monotonic() > self._until, f"{SECONDS:.0f} s"),
+        ):
+            if spent:
+                raise TooMuch(f"the answer takes more than {limit}: ask for less of it at a time, in pages")
+        return value
+
+
+def _length(value) -> int:
+    """About how many characters of the answer a value becomes."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return _length(list(value)) + _length(list(value.values()))
+    return sum(map(_length, value)) if isinstance(value, list) else 8
 
 
 class Protocol(H11Protocol):

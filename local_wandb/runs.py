@@ -236,8 +236,8 @@ def rewind(source, info, input) -> dict:
 def delete_run(source, info, input) -> dict:
     store = info.context.store
     run = store.get("runs", id=row_id("Run", input["id"]))
-    if run is None:
-        raise GraphQLError(f"run {input['id']!r} does not exist; it has been deleted before")
+    if run is None:  # deleted before: it is as it was asked for
+        return {}
     with store.write():
         if input.get("deleteArtifacts"):
             for artifact in store.find("artifacts", run=run["id"]):
@@ -275,7 +275,12 @@ def _sample(rows: list, samples: int | None) -> list:
     return [rows[round(i * (len(rows) - 1) / max(samples - 1, 1))] for i in range(samples)]
 
 
+SPECS = 20  # each reads the whole history; the client asks for one
+
+
 def _sampled_history(run, info, specs) -> list[list[dict]]:
+    if len(specs) > SPECS:
+        raise GraphQLError(f"{len(specs):,} samples of a history in one field; at most {SPECS} are answered")
     answers = []
     for text in specs:
         spec = json.loads(text)
@@ -317,12 +322,16 @@ def _log_line(number: int, text: str) -> dict:
 
 # Files
 
+# What W&B answers for a name that the run has no file of. The client looks at the MD5 ("not found in ...").
+MISSING = {"id": 0, "blob": None, "sizeBytes": 0, "md5": "0", "updatedAt": None}
+
 
 def _files(run, info, names=None, pattern=None, after=None, first=None) -> dict:
     files = [f for f in info.context.store.find("files", order="name", run=run["id"]) if f["blob"]]
     if names:
-        wanted = {posixpath.normpath(name) for name in names}  # asked for as it was saved: ./notes.txt
-        files = [f for f in files if f["name"] in wanted]
+        known = {f["name"]: f for f in files}
+        wanted = dict.fromkeys(posixpath.normpath(name) for name in names)  # asked for as it was saved: ./notes.txt
+        files = [known.get(name, MISSING | {"name": name}) for name in wanted]
     if pattern:
         files = [f for f in files if like(f["name"], pattern)]
     return connection(files, first, after)

@@ -267,6 +267,12 @@ def _sweeps(project, info, filters=None, after=None, first=None) -> dict:
     return connection([row for row in rows if matches(row, wanted)], first, after)
 
 
+def _prior_runs(sweep, info, after=None, first=None) -> dict:
+    """The runs that it took in: they are older than the sweep."""
+    runs = info.context.store.find("runs", sweep=sweep["id"])
+    return connection([run for run in runs if run["createdAt"] < sweep["createdAt"]], first, after)
+
+
 def _agent(sweep, info, agentName) -> dict | None:
     agents = info.context.store.find("agents", sweep=sweep["id"])
     return next((a for a in agents if agentName in (a["name"], node_id("Agent", a["id"]))), None)
@@ -285,6 +291,7 @@ FIELDS = {
         "runCount": lambda sweep, info: info.context.store.count("runs", sweep=sweep["id"]),
         "runCountExpected": lambda sweep, info: search.expected(_sweep_config(sweep)),
         "runs": children("runs", "sweep"),
+        "priorRuns": _prior_runs,
         "agent": _agent,
         "agents": children("agents", "sweep"),
     },

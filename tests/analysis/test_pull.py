@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from analysis.pull import read_files
 from tests.analysis import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +98,13 @@ def test_without_an_output_the_folder_has_the_sweeps_name_and_latest_links_there
     latest = tmp_path / "outputs/latest"
     assert latest.is_symlink() and latest.resolve().name == f"simulated-{sweep.split('/')[-1]}"
     assert (latest / "README.md").exists()
+
+
+def test_a_file_that_a_run_has_not_is_no_news(api, capsys):
+    """W&B answers a name that it has no file of, too: with a size of 0 and the MD5 "0"."""
+    run = api.create_run(project="analysis-files")
+    assert [file.md5 for file in run.files(["eval_nll.json"])] == ["0"]
+    assert read_files(run) == {} and capsys.readouterr().out == ""
 
 
 def test_data_of_another_sweep_are_kept_aside(server, sweep, tmp_path):

@@ -27,7 +27,7 @@ def read(folder: str) -> dict[str, str]:
 
 def test_an_artifact_comes_back_through_every_door(api, tmp_path):
     (tmp_path / "beside.txt").write_text("beside")
-    files = {"a/one.txt": "1", "two.txt": "2", "copy of two.txt": "2"}
+    files = {"a/one.txt": "1", "two.txt": "2", "copy of two.txt": "2", f"{'long ' * 40}.txt": "3"}
     with wandb.init(project="artifacts", id="maker") as run:
         made = log(run, "data", files, ["best"], description="numbers", metadata={"n": 3})
         made_again = log(run, "data", files)
@@ -47,13 +47,16 @@ def test_an_artifact_comes_back_through_every_door(api, tmp_path):
         assert read(draft.wait().download("draft")) == files | {"three.txt": "3", "beside.txt": "beside"}
 
     found = api.artifact("local/artifacts/data:best")
-    assert (found.description, found.metadata, found.version, found.size) == ("numbers", {"n": 3}, "v0", 3)
+    assert (found.description, found.metadata, found.version, found.size) == ("numbers", {"n": 3}, "v0", 4)
     assert [f.name for f in found.files()] == sorted(files)
+    assert all(f.storage_path == f"wandb_artifacts/{f.storage_path.split('/')[1]}/{f.name}" for f in found.files())
     assert (found.logged_by().id, [run.id for run in found.used_by()]) == ("maker", ["user"])
     assert [a.name for a in api.run("local/artifacts/maker").logged_artifacts()] == ["data:v0", "data:v1"]
     assert [a.name for a in api.run("local/artifacts/user").used_artifacts()] == ["data:v0"]
     assert [a.version for a in api.artifacts("dataset", "local/artifacts/data")] == ["v2", "v1", "v0"]
     assert api.artifact("local/artifacts/data:latest").version == "v2"
+    with pytest.raises(CommError, match="must be specified as 'collection:alias'"):
+        api.artifact("local/artifacts/data")
 
     found.aliases.append("prod")
     found.save()

@@ -233,8 +233,23 @@ def test_delete_with_artifacts_and_twice(api):
     run = api.run(f"local/{PROJECT}/maker")
     run.delete(delete_artifacts=True)
     assert not wandb.Api().artifact_exists(f"local/{PROJECT}/made:v0")
-    with pytest.raises(CommError, match="has been deleted before"):
-        run.delete()
+    run.delete()  # as W&B: it is gone, which is what was asked for
+    assert "maker" not in [found.id for found in wandb.Api().runs(f"local/{PROJECT}", per_page=200)]
+
+
+def test_a_file_that_is_not_there_is_said_to_be_so(api, tmp_path):
+    """W&B lists a name that was asked for and has no file: its MD5 is "0"."""
+    with start("files"):
+        pass
+    run = api.run(f"local/{PROJECT}/files")
+    with pytest.raises(ValueError, match=r"late\.txt not found"):
+        wandb.restore("late.txt", run_path=f"local/{PROJECT}/files")
+    with pytest.raises(CommError, match="404"):
+        run.file("late.txt").download(root=str(tmp_path))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "late.txt").write_text("here")
+    run.upload_file(str(tmp_path / "late.txt"), root=str(tmp_path / "root"))  # from outside: W&B names the file __/...
+    assert run.file("__/late.txt").size == 4
 
 
 def test_states_are_changed_only_as_in_wandb(api):

@@ -284,6 +284,39 @@ def test_a_query_of_any_length_is_refused_and_forgotten(http):
     assert "at most 262,144" in answer["errors"][0]["message"]
 
 
+def nested(inner: str, levels: int) -> str:
+    return 'query { project(name: "p") {' + "runs { edges { node { project {" * levels + inner + "}}}}" * levels + "} }"
+
+
+WIDE = "runs { edges { node { " + " ".join(f"{name}: config" for name in "abcdefgh") + " } } }"
+SAMPLES = """query ($s: [JSONString!]!) { project(name: "p") { run(name: "r0") { sampledHistory(specs: $s) } } }"""
+COSTLY = {  # what asks for much with little: query, a limit made small, what the answer says of it
+    "deep": (nested("name", 4), ("FIELDS", 2_000), "more than 2,000 fields"),
+    "wide": (nested(WIDE, 1), ("CHARACTERS", 50_000), "more than 50,000 characters"),
+    "slow": (nested("runCount", 2), ("SECONDS", 0.0), "more than 0 s"),
+    "many words": ("{ viewer { " + "id " * 3_000 + "} }", None, "more than 2000 tokens"),
+    "many samples": (SAMPLES, None, "at most 20 are answered"),
+}
+
+
+@pytest.mark.parametrize(("query", "limit", "message"), COSTLY.values(), ids=COSTLY)
+def test_an_answer_without_bounds_is_not_given(tmp_path, monkeypatch, query, limit, message):
+    store, key = Store(tmp_path), "k" * 40
+    project = store.insert("projects", entityName="local", name="p", createdAt=0.0)
+    for i in range(10):
+        store.insert(
+            "runs", project=project["id"], name=f"r{i}", state="finished", createdAt=0.0, heartbeatAt=0.0,
+            config=json.dumps({"lr": {"value": "x" * 100}}),
+        )  # fmt: skip
+    if limit:
+        monkeypatch.setattr(limits, *limit)
+    with TestClient(app.application(store, key)) as client:
+        body = {"query": query, "variables": {"s": ["{}"] * 21}}
+        answer = client.post("/graphql", auth=("api", key), json=body)
+    assert answer.status_code == 200
+    assert [message in error["message"] for error in answer.json()["errors"]] == [True]
+
+
 # Without end
 
 

@@ -313,6 +313,11 @@ def test_prior_runs_belong_to_the_sweep(api):
         run.log({"loss": 1})
     sid = wandb.sweep(GRID, project=PROJECT, entity="local", prior_runs=["before"])
     assert list(states(sid)) == ["before"]
+    query = """query Sweep($project: String, $entity: String, $name: String!) {
+      project(name: $project, entityName: $entity) { sweep(sweepName: $name) {
+        id state config priorRuns { edges { node { name } } } } } }"""
+    found = wandb.apis.public.Sweep.get(api, "local", PROJECT, sid, query=query)
+    assert [edge["node"]["name"] for edge in found._attrs["priorRuns"]["edges"]] == ["before"]
     assert Agent(api, sid).take()[1] == 0.2  # 0.1 has been tried
     with pytest.raises(Exception, match="none of the prior runs exists"):
         wandb.sweep(GRID, project=PROJECT, entity="local", prior_runs=["nobody"])
