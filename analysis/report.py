@@ -165,14 +165,17 @@ def budget(r: dict) -> str:
     rows = r["budget"]
     if not rows or len(r["rates"]) < 2:
         return ""
-    leads = [rows[0]]  # a rate leads until another is lower by more than ε: less is noise
+    leads: list[dict] = []
     for row in rows:
-        if leads[-1]["best_rate"] not in row["within"]:
+        before = next((i for i, lead in enumerate(leads) if stayed(lead, row, rows)), None)
+        if before is None:
             leads.append(row)
+        else:
+            del leads[before + 1 :]  # what led in between led by less than ε: noise
     if len(leads) == 1:
         return f"{rate_label(leads[0]['best_rate'])} is best at every budget, or within the margin of the best."
     path = ", then ".join(f"{rate_label(x['best_rate'])} from step {x['step']}" for x in leads[-5:])
-    words = f"Best is {path}: a rate leads until another is lower by more than the margin."
+    words = f"Best is {path}; leads that are lost again within the margin do not count."
     trial, last = 0.1 * (r["planned_steps"] or 0), rows[-1]  # a lead before a tenth of the steps misleads no trial run
     higher = [x for x in rows if x["step"] >= trial and x["best_rate"] > last["best_rate"]]
     if any(last["best_rate"] not in x["within"] for x in higher):
@@ -182,6 +185,12 @@ def budget(r: dict) -> str:
         " Under this schedule every prefix of a run is a run of that length." if schedule.startswith("constant") else
         " The schedule is not constant, so a prefix is not what a shorter run would give."
     )  # fmt: skip
+
+
+def stayed(lead: dict, row: dict, rows: list[dict]) -> bool:
+    """Whether the best rate of `lead` is that of the later `row` too, and was within ε of the best in between."""
+    between = [x for x in rows if lead["step"] <= x["step"] <= row["step"]]
+    return lead["best_rate"] == row["best_rate"] and all(row["best_rate"] in x["within"] for x in between)
 
 
 def questions(r: dict) -> list[tuple[str, str]]:
@@ -534,7 +543,11 @@ def limits(r: dict) -> list[str]:
         )
     if r["planned_steps"]:
         found.append("One base model, one data set, one batch size: a rate found here is a guess elsewhere.")
-    lost = [x for x in r["runs"] if x["excluded"] or x["behaviour"] == "incomplete"]
+    again = {x["runs"][1] for x in r["repeats"]} & {x["id"] for x in r["runs"] if x["excluded"]}
+    if again:
+        words = "1 run repeats another and is" if len(again) == 1 else f"{len(again)} runs repeat others and are"
+        found.append(f"{words} not in the statistics, but among the controls.")
+    lost = [x for x in r["runs"] if x["id"] not in again and (x["excluded"] or x["behaviour"] == "incomplete")]
     for x in lost[:SHOWN_RUNS]:
         who = f"Run {x['id']} ({rate_label(x['learning_rate'])}, {x['state']})"
         found.append(
