@@ -177,7 +177,10 @@ class Gang:
             self.step = Step(self.shared.model, layers, training, checkpointing=self.shared.checkpointing)
             device, rows = self.step.device, training.per_device_train_batch_size
             longest = max(map(len, self.shared.splits[0]["input_ids"]))
-            tokens = max(SCORED, len(self.members) * rows * longest) // len(self.members)
+            # A step keeps what every layer computes for its backward pass, an evaluation nothing; more than that many
+            # rows at once save launches on a GPU and miss the caches of a CPU.
+            layers_kept = 1 if device.type == "cpu" or self.step.checkpointing else self.step.hidden_layers // 2
+            tokens = max(SCORED, len(self.members) * rows * longest * max(1, layers_kept)) // len(self.members)
             examples = list(self.shared.splits[1].select_columns(["input_ids", "labels"]))
             self.tests = rows_to_score(examples, self.first.trainer.data_collator, tokens, device)
             evaluations = train.evaluation_steps(self.last_step) - (set() if training.eval_on_start else {0})

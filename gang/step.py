@@ -133,7 +133,7 @@ class Step:
     ):
         self.model, self.bf16, self.device = twin(model), training.bf16, model.device
         self.dtype = torch.bfloat16 if self.bf16 else model.dtype
-        self.head = Head(self.model)
+        self.head, self.hidden_layers = Head(self.model), model.config.get_text_config().num_hidden_layers
         linear = {name.removeprefix("base_model.model."): x.get_base_layer() for name, x in members[0].items()}
         size = sum(x.in_features * x.out_features for x in members[0].values()) * self.dtype.itemsize
         keep = size < free_memory(self.device) / 3 if keep is None else keep  # the rest is for activations

@@ -1,0 +1,89 @@
+"""Which kernels a training step and an evaluation of a gang spend their time in, and what the host adds:
+
+    python -m benchmarks.kernels                                  # twelve members on the flagship's shape: for a GPU
+    python -m benchmarks.kernels --model starter --members 2      # tiny, for a CPU
+
+Prints seconds by the wall clock, each with the device waited for, then torch.profiler's table of the dearest kernels.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gang import make_model
+from benchmarks.grid import ROOT
+from benchmarks.step import Work
+from gang.step import SCORED, Step, rows_to_score, together
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], object], rounds: int = 3) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["flagship", "starter"], default="flagship")
+    parser.add_argument("--members", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=25, help="of the table; default: %(default)s")
+    options = parser.parse_args()
+    n = options.members
+    with tempfile.TemporaryDirectory() as name:
+        folder, recipe = Path(name), yaml.safe_load((ROOT / "recipes/starter.yaml").read_text())
+        if options.model == "flagship":
+            make_model(folder / "model")
+            recipe["model_name_or_path"] = str(folder / "model")
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        work = Work(str(folder / "recipe.yaml"), name)
+        on_gpu = work.model.device.type == "cuda"
+        rows = work.training.per_device_train_batch_size if on_gpu else None
+        rates = torch.full((n,), 1e-6)
+        step = Step(work.model, [work.trainer.lora_layers] * n, work.training)
+        cpu = [{key: value.cpu() for key, value in batch.items()} for batch in work.batches]
+        pairs = list(zip(cpu, work.items, strict=True))
+
+        def collate(packed: bool) -> list:
+            merged = [together([batch] * n, [count] * n, 0, rows, packed) for batch, count in pairs]
+            return [batch.pinned() for batch in merged] if on_gpu else merged
+
+        def train(batches: list) -> None:
+            for batch in batches:
+                step.train(batch, rates, True)
+
+        for packed in (False, True):
+            batches = collate(packed)
+            train(batches)  # captures
+            words = f"a step of {n} members, rows {'packed' if packed else 'padded'}: {batches[0].ids.numel()} tokens"
+            print(f"{words}, {seconds(lambda b=batches: train(b)) / len(batches):.4f} s; ", end="")
+            print(f"to collate it on the host {seconds(lambda p=packed: collate(p)) / len(batches):.4f} s", flush=True)
+        for times in (1, 4, 16):
+            tests = rows_to_score(work.examples, work.trainer.data_collator, times * SCORED // n, step.device)
+            took = seconds(lambda t=tests: step.score(t))
+            print(f"an evaluation of {len(work.examples)} examples in {len(tests)} passes: {took:.4f} s", flush=True)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        for what, task in (("training", lambda: train(batches)), ("an evaluation", lambda: step.score(tests))):
+            with profile(activities=activities) as found:
+                task()
+                wait()
+            order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+            print(f"{what}:\n{found.key_averages().table(sort_by=order, row_limit=options.rows)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
