@@ -1,10 +1,14 @@
 """Controls: groups of runs that differ from the main grid in a setting or two, beside it, rate by rate."""
 
+import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from analysis import rates, statistics
 from analysis.behaviour import captured_gain
-from analysis.runs import Run
+from analysis.curves import first_crossing
+from analysis.runs import Run, Series
 from analysis.statistics import Estimate, Spread, spread
 from analysis.study import Study
 
@@ -25,6 +29,7 @@ class Point:
     main_gain: float | None
     update_ratio: Spread
     main_update_ratio: Spread
+    main_at_its_size: float | None  # the main grid's eval loss when its update was as large as the control's at its end
     stable_rank: Spread
     main_stable_rank: Spread
     behaviours: dict[str, int]
@@ -54,10 +59,26 @@ def point(main: Study, other: Study, rate: float, runs: list[Run]) -> Point:
         main_gain=captured_gain(main_losses.mean, main.base_loss, main.best_loss),
         update_ratio=last(runs, "eval/update_ratio"),
         main_update_ratio=last(twins, "eval/update_ratio"),
+        main_at_its_size=at_the_size(twins, runs),
         stable_rank=last(runs, "eval/stable_rank"),
         main_stable_rank=last(twins, "eval/stable_rank"),
         behaviours=rates.count([other.verdicts[run.id].behaviour for run in runs]),
     )
+
+
+def at_the_size(twins: list[Run], runs: list[Run]) -> float | None:
+    """Mean eval loss of the main grid's runs where each was first as large as the other run of its seed at its end."""
+    found = []
+    for run, twin in ((run, twin) for run in runs for twin in twins if run.seed == twin.seed):
+        size, loss = (twin[column].finite for column in ("eval/update_ratio", "eval/loss"))
+        own = run["eval/update_ratio"].finite
+        if not len(own) or not len(size) or not len(loss):
+            return None
+        step = first_crossing(Series(size.step, -size.value), -float(own.value[-1]))
+        if math.isinf(step):
+            return None
+        found.append(float(np.interp(step, loss.step, loss.value)))
+    return float(np.mean(found)) if found else None
 
 
 def last(runs: list[Run], column: str) -> Spread:

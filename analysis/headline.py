@@ -49,7 +49,7 @@ def answer(r: dict) -> str:
         use = f"Of {in_words(len(r['rates']))} rates use {to_use(r, advice)}"
     first = f"{use}{when(r, advice)}."
     parts = [f"**{first}**" if r["seeds"] > 1 else first, *ties(r, advice)]
-    parts += [*unsteady(r, advice), *costs(r), *at_the_edge(r), *lower_with_early_stopping(r, best)]
+    parts += [*unsteady(r, advice), *costs(r), *at_the_edge(r), *lower_with_early_stopping(r, best), *elsewhere(r)]
     return " ".join([*parts, *left_open(r)])
 
 
@@ -199,6 +199,11 @@ def cost(r: dict, x: dict) -> str:
             both = f"({decimals(last, '.2f')} against {decimals(base, '.2f')})"
             if x["cut_off"] is not None:
                 return f"{name} was worse than untrained when cut off at step {x['cut_off']} {both}"
+            ends = ends_of(r, x)
+            worse = sum(loss >= base for loss in ends)
+            if worse < len(ends):
+                span = f"{decimals(min(ends), '.2f')} to {decimals(max(ends), '.2f')}"
+                both = f"in {worse} of {len(ends)} runs ({span} against {decimals(base, '.2f')})"
             return f"{name} ends worse than untrained {both}"
         return f"{name} diverged" + (f" in {x['diverged']} of {x['n']} runs" if x["n"] > 1 else "")
     if end is None:
@@ -211,6 +216,12 @@ def cost(r: dict, x: dict) -> str:
         at_best = decimals(best["mean"], ".2f") if best["mean"] >= 0.005 else "nothing"
         return f"{name} costs {at_best} at its best checkpoint and {price} at the end{range_}"
     return f"{name} costs {price}{range_}"
+
+
+def ends_of(r: dict, x: dict) -> list[float]:
+    """The last finite eval losses of a rate's runs that count."""
+    runs = [run for run in r["runs"] if run["compared"] and run["learning_rate"] == x["learning_rate"]]
+    return [run["last_finite"]["loss"] for run in runs if run["last_finite"] is not None]
 
 
 def at_the_edge(r: dict) -> list[str]:
@@ -233,6 +244,30 @@ def lower_with_early_stopping(r: dict, best: dict) -> list[str]:
     gap, step = decimals(-rival["difference"]["best"]["mean"], ".2f"), decimals(rival["best_eval"]["step"], "g")
     return [
         f"Stopped at its best checkpoint (step {step}), {rate_label(rival['learning_rate'])} is {gap} lower than that."
+    ]
+
+
+def moved(r: dict, c: dict) -> tuple[dict, dict] | None:
+    """The point that is best under a control's setting and the one that is best without, if by more than the margin
+    another."""
+    ended = [x for x in c["points"] if not x["diverged"] and None not in (x["final_eval"]["mean"], x["main_gain"])]
+    if len(ended) < 2:
+        return None
+    own = min(ended, key=lambda x: x["final_eval"]["mean"])
+    main = min(ended, key=lambda x: x["main_final_eval"]["mean"])
+    width = r["basin"]["width"] if r["basin"] else 0.0
+    gaps = [abs(own[key]["mean"] - main[key]["mean"]) for key in ("final_eval", "main_final_eval")]
+    return None if own is main or min(gaps) < width else (own, main)
+
+
+def elsewhere(r: dict) -> list[str]:
+    """Under which control's setting another rate is the one to use."""
+    found = [(c, pair) for c in r["controls"] if (pair := moved(r, c)) is not None]
+    return [
+        f"With {settings(c['differs'])} {rate_label(own['learning_rate'])} ends lower than "
+        f"{rate_label(main['learning_rate'])} ({decimals(own['final_eval']['mean'])} against "
+        f"{decimals(main['final_eval']['mean'])})."
+        for c, (own, main) in found
     ]
 
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import behaviour, folder, provenance, tables
 from analysis.files import number
-from analysis.headline import answer, basis, by_loss, improved, modules_known, not_evaluated, row_of, scope
+from analysis.headline import answer, basis, by_loss, improved, modules_known, moved, not_evaluated, row_of, scope
 from analysis.hypotheses import STANDARD
 from analysis.statistics import COARSE
 from analysis.tables import winner
@@ -125,7 +125,7 @@ def legend(r: dict) -> str:
         elif r["seeds"] < 2:
             reason = "one seed"
         else:
-            reason = f"{labels(open_rates)} are not told apart"
+            reason = f"{labels([rate for rate in open_rates if rate != r['best_rate']])} may cost less than the margin"
         words += f" No winner is printed bold: {reason}."
     return words
 
@@ -313,9 +313,11 @@ def optimum(r: dict) -> str:
         return ""
     if o["identified"]:
         pair = o["interval"]
-        spread = "no interval" if pair is None else f"95 % [{rate_label(pair[0])}, {rate_label(pair[1])}]"
+        spread = "no interval" if pair is None else f"95 % [{rate_label(pair[0])}, {rate_label(pair[1])}] over seeds"
         at = f"{rate_label(o['learning_rate'])}, {spread}"
-        return f"A quadratic in the rate's logarithm through {o['n']} rates is lowest at {at}."
+        moved = " to ".join(dict.fromkeys(map(rate_label, o["without_ends"] or ())))
+        fewer = f"; without the lowest or the highest of them at {moved}" if moved else ""
+        return f"A quadratic in the rate's logarithm through {o['n']} rates is lowest at {at}{fewer}."
     gaps = [(a, b) for a, b in ((o["left"], r["best_rate"]), (r["best_rate"], o["right"])) if None not in (a, b)]
     wide = [f"between {rate_label(a)} and {rate_label(b)} ({b / a:.3g} ×)" for a, b in gaps if b / a > COARSE]
     words = f"{best} is the best of {in_words(o['tested'])} rates that ended"
@@ -367,7 +369,7 @@ def gap_means(passes: float | None) -> str:
 
 def control(r: dict, c: dict) -> str:
     """What a control's setting costs, rate by rate, and whether the size of the update says why."""
-    parts, norms = [], []
+    parts, sizes = [], []
     width = number(r["basin"]["width"]) if r["basin"] else 0.0
     for x in c["points"]:
         rate, d = rate_label(x["learning_rate"]), x["difference"]
@@ -375,8 +377,6 @@ def control(r: dict, c: dict) -> str:
             alone = "diverged" if x["diverged"] else "has no run that ended beside one of the main grid"
             parts.append(f"at {rate} it {alone}")
             continue
-        own, main = x["update_ratio"]["mean"], x["main_update_ratio"]["mean"]
-        norms += [abs(own / main - 1)] if own and main and d["mean"] >= width else []
         settled = d["interval"] is None or not d["interval"][0] <= 0 <= d["interval"][1]
         if abs(d["mean"]) < width:
             wide = d["interval"] is not None and max(map(abs, d["interval"])) > width
@@ -390,23 +390,24 @@ def control(r: dict, c: dict) -> str:
         share = f", {percent(d['mean'] / reach)} of what that rate gains" if reach > 0 and d["mean"] > 0 else ""
         doubt = "" if settled else ", not told from nothing"
         parts.append(f"at {rate} it {verb} {decimals(abs(d['mean']))}{share}{doubt}")
-    text = f"beside the main grid: {'; '.join(parts)}.{best_moves(r, c)}"
-    if norms and max(norms) < 0.1:
-        text += f" The update's norm differs by at most {100 * max(norms):.1f} %: its size is not what is lost."
-    return text
+        if d["mean"] > 0 and settled and x["main_at_its_size"] is not None:
+            smaller = 1 - x["update_ratio"]["mean"] / x["main_update_ratio"]["mean"]
+            due = (x["main_at_its_size"] - x["main_final_eval"]["mean"]) / d["mean"]
+            sizes.append(
+                f" At {rate} the update ends {percent(smaller)} smaller; the main grid's, when as small, was at "
+                f"{decimals(x['main_at_its_size'])}: its size accounts for {percent(due)} of the cost, its direction "
+                "for the rest."
+                if smaller >= 0.005
+                else f" At {rate} the update ends as large: the cost is of its direction."
+            )
+    return f"beside the main grid: {'; '.join(parts)}.{best_moves(r, c)}{''.join(sizes)}"
 
 
 def best_moves(r: dict, c: dict) -> str:
     """Whether another rate is best under a control's setting by more than the margin, and whether that ends lowest."""
-    ended = [x for x in c["points"] if not x["diverged"] and None not in (x["final_eval"]["mean"], x["main_gain"])]
-    if len(ended) < 2:
+    if (found := moved(r, c)) is None:
         return ""
-    own = min(ended, key=lambda x: x["final_eval"]["mean"])
-    main = min(ended, key=lambda x: x["main_final_eval"]["mean"])
-    width = number(r["basin"]["width"]) if r["basin"] else 0.0
-    gaps = [abs(own[key]["mean"] - main[key]["mean"]) for key in ("final_eval", "main_final_eval")]
-    if own is main or min(gaps) < width:
-        return ""
+    own, main = found
     rate, loss = rate_label(own["learning_rate"]), own["final_eval"]["mean"]
     text = f" It moves the best rate: of these {rate} is lowest with it, {rate_label(main['learning_rate'])} without"
     if loss < number(r["best_loss"]):
@@ -423,10 +424,16 @@ def repeats(r: dict) -> str:
             f"The same recipe, rate and seed run again ended {decimals(floor, '.2g')} nats apart (root mean square of "
             f"{plural(n, 'pair')}): smaller differences are noise."
         )
-    if steady := [abs(x["difference"]) for x in alone if not x["diverged"]]:
-        worst = max(steady)
-        apart = f"at most {decimals(worst, '.2g')} nats apart" if worst else "at the same loss, to the last digit,"
-        words.append(f"A gang and train.py alone ended {apart} at the same point.")
+    worst: dict[str, float] = {}
+    for x in sorted((x for x in alone if not x["diverged"]), key=lambda x: bool(x["differs"])):
+        where = f"with {settings(x['differs'])} " if x["differs"] else ""
+        worst[where] = max(worst.get(where, 0.0), abs(x["difference"]))
+    if worst:
+        apart = (
+            where + (f"at most {decimals(gap, '.2g')} nats apart" if gap else "at the same loss, to the last digit")
+            for where, gap in worst.items()
+        )
+        words.append(f"At the same point a gang and train.py alone ended {'; '.join(apart)}.")
     if chaos := [abs(x["difference"]) for x in r["repeats"] if x["diverged"]]:
         words.append(
             f"Where a run diverged, another of the same point ended up to {decimals(max(chaos), '.2g')} away: rounding "

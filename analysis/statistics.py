@@ -187,7 +187,8 @@ def optimum(rates: list[float], losses: dict[object, np.ndarray], infeasible: li
 
     rates (m,) ascending and feasible; losses: seed -> (m,), of seeds that every rate has, or one mean row.
     A vertex needs FIT_RATES rates, half a decade apart or closer, within FIT_DECADES of the best, a residual below ε,
-    and a minimum inside. Its interval is over the seeds' own vertices.
+    and a minimum inside. Its interval is over the seeds' own vertices; "without_ends" is where it moves if the lowest,
+    the highest or both rates are left out, because losses are no parabola and seeds do not show that.
     """
     table = np.array(list(losses.values()))
     mean = table.mean(axis=0)
@@ -210,12 +211,16 @@ def optimum(rates: list[float], losses: dict[object, np.ndarray], infeasible: li
         return found | {"reason": "no parabola"}
     ats = np.array([parabola(x, row[chosen])[0] for row in table])
     inside = len(ats) > 1 and np.all((ats >= x[0]) & (ats <= x[-1]))
+    fewer = [part for part in (slice(1, None), slice(-1), slice(1, -1)) if len(x[part]) > 2]
+    refits = [parabola(x[part], mean[chosen][part])[:2] for part in fewer]
+    moved = [10**vertex for vertex, bend in refits if bend > 0 and x[0] <= vertex <= x[-1]]
     interval = with_interval(at, over_seeds(ats), seeds=len(ats), examples=0, clusters=0).interval if inside else None
     return found | {
         "identified": True,
         "learning_rate": 10**at,
         "n": len(chosen),
         "interval": None if interval is None else [10**bound for bound in interval],
+        "without_ends": [min(moved), max(moved)] if moved else None,
     }
 
 

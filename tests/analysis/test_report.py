@@ -77,7 +77,10 @@ def test_the_adapter_to_use_is_the_lowest_of_the_best_rate_with_the_lines_that_l
 def test_the_answer_flips_with_the_data():
     assert "use 1e-3," in headline.answer(analyse({2e-4: "suboptimal", 1e-3: "good"}))
     assert "use 2e-4," in headline.answer(analyse({2e-4: "good", 1e-3: "suboptimal"}))
-    assert "5e-3 ends worse than untrained" in headline.answer(analyse({2e-4: "good", 5e-3: "harmed"}))
+    found = analyse({2e-4: "good", 5e-3: "harmed"})
+    assert "5e-3 ends worse than untrained (" in headline.answer(found)
+    next(run for run in found["runs"] if run["learning_rate"] == 5e-3)["last_finite"]["loss"] = 1.0
+    assert "5e-3 ends worse than untrained in 2 of 3 runs (1.00 to " in headline.answer(found)
 
 
 def test_the_answer_says_to_stop_where_a_second_pass_makes_it_worse():
@@ -167,6 +170,21 @@ def test_what_the_seeds_leave_open_is_said_once():
     text = headline.answer(found)
     assert re.search(r"Higher: 5e-4 costs 0\.\d\d \(95 % \[.*?\]\); 1e-3 costs", text)
     assert re.search(r"Two seeds do not settle whether 5e-4 and 1e-3 cost more than matters \(0\.\d{3}\)\.$", text)
+
+
+def test_a_setting_under_which_another_rate_is_best_is_said_at_once():
+    found = analyse({2e-4: "good", 1e-3: "suboptimal"}, change=even)
+    one = {"diverged": 0, "main_gain": 1.0}
+    means = {2e-4: (3.2, 3.0), 1e-3: (3.1, 3.1)}
+    points = [
+        one | {"learning_rate": rate, "final_eval": {"mean": own}, "main_final_eval": {"mean": main}}
+        for rate, (own, main) in means.items()
+    ]
+    found["controls"] = [{"differs": {"lr_scheduler_type": "cosine"}, "points": points}]
+    said = "With lr_scheduler_type = cosine 1e-3 ends lower than 2e-4 (3.100 against 3.200)."
+    assert said in headline.answer(found)
+    points[1]["final_eval"]["mean"] = 3.19  # by less than the margin
+    assert "cosine" not in headline.answer(found)
 
 
 def test_of_many_rates_the_next_and_the_outermost_are_priced():

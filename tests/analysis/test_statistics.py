@@ -140,6 +140,9 @@ def test_the_vertex_has_an_interval_over_the_seeds():
     found = place([3 + (x + at) ** 2 for at in (3.2, 3.3, 3.4)])
     low, high = found["interval"]
     assert low < found["learning_rate"] < high and 10**-3.6 < low < high < 10**-3.0
+    assert found["without_ends"] == pytest.approx([found["learning_rate"]] * 2)  # a parabola, whichever are left out
+    steep = place([3 + (x + 3.3) ** 2 + 0.2 * (x + 3.3) ** 3])
+    assert steep["without_ends"][1] > 1.02 * steep["without_ends"][0]
 
 
 def test_the_best_rate_by_budget_falls_with_it():

@@ -255,9 +255,15 @@ def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics(tmp_pa
     words = report.control(found, one)
     assert words.startswith("beside the main grid: at 1e-5 it ")
     assert "at 2e-4 its effect " in words
-    one["points"][1]["update_ratio"], one["points"][1]["main_update_ratio"] = {"mean": 1.0}, {"mean": 1.01}
-    one["points"][0]["update_ratio"] = {"mean": None}
-    assert "norm" not in report.control(found, one)  # of a rate at which nothing is lost
+    cost = {"mean": 0.2, "interval": [0.1, 0.3]}  # the simulator's own is told from nothing or not, by chance
+    sized = {"difference": cost, "main_at_its_size": low["main_final_eval"]["mean"] + 0.05}
+    sized |= {"update_ratio": {"mean": 0.9}, "main_update_ratio": {"mean": 1.0}}
+    said = report.control(found, one | {"points": [low | sized, one["points"][1]]})
+    assert "At 1e-5 the update ends 10 % smaller" in said and "its size accounts for 25 % of the cost" in said
+    said = report.control(found, one | {"points": [low | sized | {"update_ratio": {"mean": 1.0}}]})
+    assert said.endswith("At 1e-5 the update ends as large: the cost is of its direction.")
+    free = {"difference": {"mean": 0.0, "interval": None}}  # of a rate at which nothing is lost
+    assert "update" not in report.control(found, one | {"points": [low | sized | free]})
     text = report.render(found, tmp_path, [])
     assert words in text and "beside the main grid: adapter_dtype = bfloat16" in text
     assert [c["passed"] for c in found["checks"] if c["check"] in ("adapters float32", "same recipe")] == [True, True]
@@ -302,7 +308,9 @@ def test_runs_again_at_one_point_are_the_noise_floor_and_change_nothing(tmp_path
     assert found["noise_floor"] == pytest.approx(0.002)
     words = report.repeats(found)
     assert words in report.render(found, tmp_path, [])
-    assert "ended 0.002 nats apart" in words and "train.py alone ended at most 0.004 nats apart" in words
+    assert "ended 0.002 nats apart" in words and "train.py alone ended at most 0.004 nats apart." in words
+    found["repeats"].append(found["repeats"][1] | {"differs": {"freeze_a": True}, "difference": -0.01})
+    assert "at most 0.004 nats apart; with freeze_a = True at most 0.01 nats apart." in report.repeats(found)
 
 
 def test_a_control_that_repeats_a_point_earlier_does_not_stand_for_it():
