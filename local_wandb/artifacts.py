@@ -173,9 +173,13 @@ def _put_together(store: Store, artifact: dict) -> dict:
         manifest = json.loads(store.read(part))
         contents |= manifest["contents"]
     store.write_file(own["id"], json.dumps(manifest | {"contents": contents}).encode())
+    return store.update("artifacts", artifact["id"], digest=manifest_digest(contents))
+
+
+def manifest_digest(contents: dict[str, dict]) -> str:
+    """The digest of a version with these entries, as the client forms it."""
     lines = "".join(f"{name}:{contents[name]['digest']}\n" for name in sorted(contents))
-    digest = hashlib.md5(b"wandb-artifact-manifest-v1\n" + lines.encode(), usedforsecurity=False).hexdigest()
-    return store.update("artifacts", artifact["id"], digest=digest)
+    return hashlib.md5(b"wandb-artifact-manifest-v1\n" + lines.encode(), usedforsecurity=False).hexdigest()
 
 
 def entries(store: Store, artifact: dict) -> list[dict]:

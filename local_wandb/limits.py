@@ -27,16 +27,18 @@ class Budget:
         """The field's value, as long as there is room for it."""
         value = resolver(source, info, **arguments)
         self._fields -= 1
-        if is_leaf_type(get_named_type(info.return_type)):
+        if isinstance(value, str):
+            self._characters -= len(value)
+        elif isinstance(value, list | dict) and is_leaf_type(get_named_type(info.return_type)):
             self._characters -= _length(value)
-        for spent, limit in (
-            (self._fields < 0, f"{FIELDS:,} fields"),
-            (self._characters < 0, f"{CHARACTERS:,} characters"),
-            (time.monotonic() > self._until, f"{SECONDS:.0f} s"),
-        ):
-            if spent:
-                raise TooMuch(f"the answer takes more than {limit}: ask for less of it at a time, in pages")
+        if self._fields < 0 or self._characters < 0 or time.monotonic() > self._until:
+            raise TooMuch(f"the answer takes more than {self._passed()}: ask for less of it at a time, in pages")
         return value
+
+    def _passed(self) -> str:
+        if self._fields < 0:
+            return f"{FIELDS:,} fields"
+        return f"{CHARACTERS:,} characters" if self._characters < 0 else f"{SECONDS:.0f} s"
 
 
 def _length(value) -> int:

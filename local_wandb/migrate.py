@@ -22,12 +22,13 @@ import wandb  # noqa: TID251  W&B's own client reads and writes what moves betwe
 import yaml
 from wandb.sdk.artifacts._internal_artifact import InternalArtifact  # noqa: TID251  the only way to make a run_table
 
-from local_wandb.artifacts import MANIFEST, entries
+from local_wandb.artifacts import MANIFEST, entries, manifest_digest
 from local_wandb.collections import alias, make_collection
 from local_wandb.nodes import node_id
 from local_wandb.store import Store, locked
 
 ROWS = 1000  # history rows of one transaction
+HISTORY = "wandb-history"  # the type of the artifacts in which the cloud keeps the rows; those come by themselves
 
 
 def main(arguments: list[str]) -> None:
@@ -83,7 +84,8 @@ def take_over(store: Store, api: wandb.Api, entity: str, name: str) -> None:
         if not store.get("runs", project=project["id"], name=run.id):
             _take_run(store, project, run)
             _say(f"run {run.id}: {run.state}")
-    collections = [collection for kind in api.artifact_types(f"{entity}/{name}") for collection in kind.collections()]
+    kinds = [kind for kind in api.artifact_types(f"{entity}/{name}") if kind.name != HISTORY]
+    collections = [collection for kind in kinds for collection in kind.collections()]
     for collection in sorted(collections, key=lambda one: not one.is_sequence()):  # what is linked comes after
         for version in reversed(list(collection.artifacts())):
             _take_version(store, project, collection, version)
@@ -183,14 +185,17 @@ def _new_version(store: Store, project: dict, collection: dict, version, index: 
         ttlDurationSeconds=version.ttl and int(version.ttl.total_seconds()),
     )  # fmt: skip
     manifest = version.manifest.to_manifest_json()
-    for entry in manifest["contents"].values():
-        if "ref" not in entry:  # here every version brings its files itself
-            entry["birthArtifactID"] = node_id("Artifact", artifact["id"])
-    for path, entry in version.manifest.entries.items():
-        name = f"content/{entry.digest}"
-        if entry.ref is None and not store.get("files", artifact=artifact["id"], name=name):
-            got = Path(version.get_entry(path).download(str(folder)))
-            _put(store, got, artifact=artifact["id"], name=name, md5=entry.digest)
+    for path, entry in manifest["contents"].items():
+        if "ref" in entry:
+            continue
+        got = Path(version.get_entry(path).download(str(folder)))
+        # Here every version brings its files itself, and they are named by their MD5; W&B may name them by XXH128.
+        entry |= {"birthArtifactID": node_id("Artifact", artifact["id"]), "digest": _md5(got)}
+        entry.get("extra", {}).pop("alg", None)
+        name = f"content/{entry['digest']}"
+        if not store.get("files", artifact=artifact["id"], name=name):
+            _put(store, got, artifact=artifact["id"], name=name, md5=entry["digest"])
+    store.update("artifacts", artifact["id"], digest=manifest_digest(manifest["contents"]))
     file = store.insert("files", artifact=artifact["id"], name=MANIFEST, updatedAt=artifact["updatedAt"])
     store.write_file(file["id"], json.dumps(manifest).encode())
     for table, runs in (("outputs", [maker] if maker else []), ("uses", version.used_by())):

@@ -9,6 +9,7 @@ from conftest import ROOT, start
 
 from local_wandb import migrate
 from local_wandb.__main__ import _move
+from local_wandb.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +24,12 @@ for run in api.runs(sys.argv[1], order="+created_at"):
         "rows": [[row["_step"], row["x"], row["_timestamp"]] for row in run.scan_history(use_cache=False)],
         "console": [line.content for line in run.console_logs() if line.content],
         "notes.txt": run.file("notes.txt").download(root=sys.argv[2], replace=True).read(),
-        "made": [[a.name, a.tags, a.metadata, a.description] for a in run.logged_artifacts()],
+        "made": [],
     }
     for a in run.logged_artifacts():
+        if a.type == "wandb-history":
+            continue
+        found[run.id]["made"].append([a.name, a.tags, a.metadata, a.description])
         content = {name: open(a.get_entry(name).download(sys.argv[2])).read() for name in a.manifest.entries}
         found[a.name] = [sorted(a.aliases), content]
 found["used"] = {run.id: [a.name for a in run.used_artifacts()] for run in api.runs(sys.argv[1])}
@@ -40,6 +44,7 @@ def source(tmp_path_factory):
     server = start(folder)
     script = f"""
 import wandb
+from wandb.sdk.artifacts._internal_artifact import InternalArtifact
 grid = {{"method": "grid", "parameters": {{"lr": {{"values": [1, 2]}}}}}}
 sid = wandb.sweep(grid, project="{PROJECT}", entity="local")
 for lr in (1, 2):
@@ -55,6 +60,7 @@ for lr in (1, 2):
         file.write(f"content {{lr}}")
     run.log_artifact(artifact, aliases=[f"of{{lr}}"], tags=["kept"]).wait()
     run.use_artifact("data:v0") if lr == 2 else None
+    run.log_artifact(InternalArtifact(f"run-{{run.id}}-history", "wandb-history")).wait()  # as the cloud does
     run.finish(exit_code=lr - 1)
 """
     done = server.run(sys.executable, "-c", script, cwd=folder)
@@ -81,6 +87,8 @@ def test_import_takes_everything_over_once(source, tmp_path):
     other = start(tmp_path / "data")
     try:
         assert read(other, tmp_path / "got") == read(source, tmp_path / "was")
+        kinds = {kind["type"] for kind in Store(other.data).find("collections")}
+        assert kinds == {"dataset"}  # the rows of wandb-history have come as rows
     finally:
         other.stop()
 
