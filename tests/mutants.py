@@ -185,7 +185,8 @@ def main() -> None:
     if unknown := set(rooms) - set(ROOMS):
         parser.error(f"no room {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        os.environ |= {"TMPDIR": folder, "HF_HOME": folder, "OMP_NUM_THREADS": "1"}
+        os.environ |= {"TMPDIR": folder, "HF_HOME": folder, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.dont_write_bytecode = True  # a mutant of the same second and size would pass for the one before
         tempfile.tempdir = folder
         copy = Path(folder, "copy")
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
