@@ -1,6 +1,7 @@
 # make experiment   the whole experiment, on a GPU or a CPU: outputs/latest/README.md
 # make check        lint, types and the tests that take no training and no server
 # make test         all tests and lint
+# make mutants      faults at random places of the code: which do tests see?
 # make flagship     the reference experiment on a GPU, 30 minutes: outputs/flagship/README.md
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,12 +9,16 @@ BIN := .venv/bin
 experiment: .venv/installed
 	$(BIN)/python experiment.py
 
-check: TESTS = -m "not slow"
+check: TESTS = -m "not slow" --dist worksteal
 check test: .venv/installed-tests starter/data/test.jsonl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+mutants: .venv/installed-tests starter/data/test.jsonl
+	$(BIN)/python -m pip install --disable-pip-version-check -q --target .venv/mutants cosmic-ray==8.7.0
+	PYTHONPATH=$(CURDIR)/.venv/mutants $(BIN)/python tests/mutants.py
 
 flagship: .venv/installed
 	PATH=$(CURDIR)/$(BIN):$$PATH recipes/flagship.sh
@@ -31,4 +36,4 @@ flagship: .venv/installed
 starter/data/test.jsonl: starter/docstrings.py | .venv/installed
 	$(BIN)/python -m starter.docstrings
 
-.PHONY: check experiment flagship test
+.PHONY: check experiment flagship mutants test

@@ -1,0 +1,203 @@
+"""Small faults at random places of the code, and whether the tests of that place see them:
+
+    make mutants        or, of some rooms alone: python tests/mutants.py --each 30 analysis gang
+
+Cosmic Ray makes the mutants. Each is tried in a copy of the repository, by the quick tests of its file, in a process
+forked from one that has the libraries loaded: a mutant costs seconds, not the minutes of the whole suite. So what these
+tests let live, the whole suite may still see.
+"""
+
+import argparse
+import ast
+import difflib
+import importlib
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from cosmic_ray import plugins
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = (
+    "bitsandbytes", "datasets", "graphql", "matplotlib.pyplot", "peft.tuners.lora", "scipy.ndimage",
+    "scipy.special", "starlette.applications", "transformers.trainer", "trl.trainer.sft_trainer", "wandb.apis.public",
+)  # fmt: skip
+LOADED = "ignore::pytest.PytestAssertRewriteWarning"  # that libraries have been loaded before pytest
+REPORT = ["tests/analysis/test_study.py", "tests/analysis/test_report.py"]
+A_CRASH = "tests/gang/test_gang.py::test_a_crash_ends_one_member_alone"
+GANG = [
+    "tests/gang/test_head.py",
+    "tests/gang/test_attention.py",
+    "tests/gang/test_gang.py",
+    "-k",
+    "not fifty and not run_cannot and not sigterm and not every_kind",
+]
+SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("schema", "runs", "sweeps")]
+GANG_FILES = ("fit", "head", "loop", "lora", "member", "packing", "size", "stack", "step")
+STUDY_FILES = ("checks", "followups", "headline", "hypotheses", "mechanism", "rates", "results", "study", "sweep")
+# Per room: its files, and the tests that are to see a fault in each.
+ROOMS: dict[str, dict[str, list[str]]] = {
+    "train": {"train.py": ["tests/test_train.py", A_CRASH, "-k", "not exit and not no_run_is_opened"]},
+    "gang": {f"gang/{name}.py": GANG for name in GANG_FILES},
+    "analysis": {
+        "analysis/behaviour.py": ["tests/analysis/test_behaviour.py", *REPORT],
+        "analysis/curves.py": ["tests/analysis/test_behaviour.py", "tests/analysis/test_statistics.py", *REPORT],
+        "analysis/runs.py": ["tests/analysis/test_run_data.py", "tests/analysis/test_behaviour.py", *REPORT],
+        "analysis/statistics.py": ["tests/analysis/test_statistics.py", *REPORT],
+        **{f"analysis/{name}.py": REPORT for name in STUDY_FILES},
+    },
+    "local_wandb": {
+        "local_wandb/search.py": ["tests/local_wandb/test_search.py"],
+        **{f"local_wandb/{name}.py": SERVER for name in ("filters", "nodes", "runs", "store", "sweeps")},
+    },
+}
+
+
+class Mutant(NamedTuple):
+    path: str
+    source: str
+    fault: str  # the lines that differ
+
+    @classmethod
+    def draw(cls, paths: list[str], generator: random.Random) -> "Mutant":
+        """One of a random place and kind: files by their number of places, then the place, then what is put there."""
+        places = [(path, place) for path in paths for place in sorted(places_of(path))]
+        while True:
+            path, place = generator.choice(places)
+            operator, occurrence = generator.choice(sorted(places_of(path)[place]))
+            before = (ROOT / path).read_text()
+            after = mutate_code(before, plugins.get_operator(operator)(), occurrence)
+            if after is not None and meaning(after) != meaning(before):
+                return cls(path, after, changes(before, after))
+
+
+PLACES: dict[str, dict[tuple, list[tuple[str, int]]]] = {}
+
+
+def places_of(path: str) -> dict[tuple, list[tuple[str, int]]]:
+    """The (operator, occurrence) pairs of each place, a (start, end), of a file."""
+    if path not in PLACES:
+        PLACES[path] = {}
+        nodes = list(ast_nodes(get_ast((ROOT / path).read_text())))
+        for name in plugins.operator_names():
+            if not plugins.get_operator(name).arguments():
+                operator = plugins.get_operator(name)()
+                found = [place for node in nodes for place in operator.mutation_positions(node)]
+                for occurrence, place in enumerate(found):
+                    PLACES[path].setdefault(place, []).append((name, occurrence))
+    return PLACES[path]
+
+
+def meaning(source: str) -> str:
+    """What runs of it: a fault in an annotation alone is none."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+    return ast.dump(tree)
+
+
+def changes(before: str, after: str) -> str:
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    place, *rest = list(lines)[2:]
+    number = place.split()[1].removeprefix("-").partition(",")[0]
+    return f"{number}: " + "  →  ".join(line[1:].strip() for line in rest if not line.startswith("@@"))
+
+
+def passes(copy: Path, tests: list[str], limit: float) -> bool | None:
+    """Whether the tests pass in this copy; None if they take more than `limit` seconds."""
+    child = os.fork()
+    if not child:
+        status = 70  # of a child that pytest itself has failed
+        try:
+            os.setsid()
+            output = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.chdir(copy)
+            sys.path[0] = str(copy)
+            status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", LOADED, *tests])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def interval(killed: int, n: int) -> str:
+    """Wilson's 95 % interval of a share (Wilson 1927, J. Am. Stat. Assoc. 22)."""
+    p, z = killed / n, 1.96
+    half, middle = z * math.sqrt(p * (1 - p) / n + (z / n) ** 2 / 4), p + z**2 / (2 * n)
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return f"{killed} of {n} seen, {100 * p:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def try_room(room: str, options: argparse.Namespace, copy: Path) -> int:
+    """Try the mutants of a room, print those that live, and return how many were seen."""
+    generator, seen = random.Random(f"{options.seed} {room}"), 0
+    seconds: dict[tuple, float] = {}  # that the tests take without a mutant
+    for count in range(1, options.each + 1):
+        mutant = Mutant.draw(list(ROOMS[room]), generator)
+        tests, place = ROOMS[room][mutant.path], copy / mutant.path
+        if tuple(tests) not in seconds:
+            start = time.monotonic()
+            if not passes(copy, tests, math.inf):
+                sys.exit(f"the tests of {mutant.path} fail without a mutant:\n{(copy / 'output.txt').read_text()}")
+            seconds[tuple(tests)] = time.monotonic() - start
+        original = place.read_text()
+        place.write_text(mutant.source)
+        verdict = passes(copy, tests, 30 + 5 * seconds[tuple(tests)])
+        place.write_text(original)
+        seen += verdict is not True
+        word = {True: "LIVES", False: "seen", None: "too slow, so seen"}[verdict]
+        print(f"{room} {count}/{options.each} {word}: {mutant.path}:{mutant.fault}", flush=True)
+    return seen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Small faults in the code, and whether tests see them.")
+    parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}; default all")
+    parser.add_argument("--each", type=int, default=30, help="mutants per room (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rooms = options.rooms or list(ROOMS)
+    if unknown := set(rooms) - set(ROOMS):
+        parser.error(f"no room {', '.join(sorted(unknown))}")
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        os.environ |= {"TMPDIR": folder, "HF_HOME": folder, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.dont_write_bytecode = True  # a mutant of the same second and size would pass for the one before
+        tempfile.tempdir = folder
+        copy = Path(folder, "copy")
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
+        (copy / ".venv").symlink_to((ROOT / ".venv").resolve())
+        for name in LIBRARIES:
+            importlib.import_module(name)
+        seen = {room: try_room(room, options, copy) for room in rooms}
+    for room, killed in seen.items():
+        print(f"{room}: {interval(killed, options.each)}")
+    print(f"all: {interval(sum(seen.values()), len(rooms) * options.each)}")
+
+
+if __name__ == "__main__":
+    main()
