@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +63,11 @@ class Sweep:
                 return [{"type": "exit"}]
 
     def left(self) -> float:
-        """The points that nobody has claimed, and this process's one; infinite for a sweep without an end."""
+        """The points that nobody has claimed, or are offered again, and this process's one; may be infinite."""
         sweep = self.api.sweep(self.path)
         expected = sweep.expected_run_count
-        return math.inf if expected is None else expected - len(sweep.runs) + 1
+        taken = sum(run.state not in ("crashed", "preempted") for run in sweep.runs)
+        return math.inf if expected is None else expected - taken + 1
 
     def claim(self, agent: Agent) -> None:
         """Ask for a configuration, unless it has one; the server may have none now, or none ever again."""
@@ -159,16 +161,24 @@ class Agents:
         """Members for the claims of these agents that fit the first; a line says why another does not."""
         members = []
         for agent in (agent for agent in agents if agent.run_id):
-            first = next((member.point for _, member in seats.values()), agent.point)
-            if reason := difference(first, agent.point):
+            member = Member(agent.run_id, agent.point, self.sweep.arguments(agent.point))
+            first = next((member for _, member in seats.values()), member)
+            if reason := difference(first.point, agent.point) or self.apart(first, member):
                 print(f"gang: {agent.run_id} trains in a later gang ({reason})", flush=True)
                 continue
-            members.append(Member(agent.run_id, agent.point, self.sweep.arguments(agent.point)))
-            seats[agent.run_id] = agent, members[-1]
+            members.append(member)
+            seats[agent.run_id] = agent, member
         for member in members:
             values = (f"{key}={entry['value']}" for key, entry in member.point.items())
             print(f"gang: {member.run_id} is {' '.join(values)}", flush=True)
         return members
+
+    def apart(self, first: Member, other: Member) -> str | None:
+        """Whether two go on after different steps. What is wrong with their flags shows when they are set up."""
+        for member in (first, other):
+            with suppress(InputError):
+                member.configure(self.sweep.id)
+        return f"from step {other.start}, not {first.start}" if other.start != first.start else None
 
     def recruit(self, first: Member, seats: dict) -> list[Member]:
         """Choose how many to train at once, and claim as many configurations more."""

@@ -408,7 +408,7 @@ def test_sigterm_sends_the_rest_and_exits_143(server, tmp_path, api):
     assert process.wait(60) == 143
     for run in wandb.Api().sweep(path).runs:
         steps = [row["train/global_step"] for row in run.scan_history() if "train/loss" in row]
-        assert run.state == "failed" and steps == list(range(1, len(steps) + 1)) and len(steps) >= 3
+        assert run.state == "preempted" and steps == list(range(1, len(steps) + 1)) and len(steps) >= 3
 
 
 def test_the_sweeps_command_gives_the_flags_of_train_py():
