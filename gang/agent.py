@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import wandb
 from wandb.apis.public import sweeps
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.sweeps import SweepNotFoundError
 
 from gang.fit import unfit
@@ -25,6 +28,8 @@ from settings import parse
 
 INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words that may stand before train.py
 HEARTBEAT_SECONDS = 5  # as wandb agent
+PATIENCE = 600.0  # seconds that a server may be away
+T = TypeVar("T")
 DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha"}
 
 
@@ -46,13 +51,16 @@ class Sweep:
         try:
             self.api = wandb.Api()
             self.place = {"entity": entity, "project": project, "sweep_id": self.id}
-            self.path, self.config = path, self.api.sweep(path).config
+            self.path, self.config = path, patiently(lambda: self.api.sweep(path)).config
         except (wandb.Error, ValueError) as error:
             raise InputError(f"{path}: {first_line(error)}") from error
         self.lock = threading.Lock()
 
     def agents(self, count: int) -> list[Agent]:
-        return [Agent(sweeps._register_agent(self.api, socket.gethostname(), **self.place)["id"]) for _ in range(count)]
+        def registered() -> str:
+            return sweeps._register_agent(self.api, socket.gethostname(), **self.place)["id"]
+
+        return [Agent(patiently(registered)) for _ in range(count)]
 
     def heartbeat(self, agent: Agent) -> list[dict]:
         alive = {agent.run_id: True} if agent.run_id else {}
@@ -64,9 +72,9 @@ class Sweep:
 
     def left(self) -> float:
         """The points that nobody has claimed, or are offered again, and this process's one; may be infinite."""
-        sweep = self.api.sweep(self.path)
+        sweep = patiently(lambda: self.api.sweep(self.path))
         expected = sweep.expected_run_count
-        taken = sum(run.state not in ("crashed", "preempted") for run in sweep.runs)
+        taken = sum(run.state not in ("crashed", "preempted") for run in patiently(lambda: list(sweep.runs)))
         return math.inf if expected is None else expected - taken + 1
 
     def claim(self, agent: Agent) -> None:
@@ -100,6 +108,19 @@ class Sweep:
         }
         if reason := unfit(parse(self.arguments(first))):
             raise InputError(f"{reason}; use wandb agent")
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """The answer of a server that may be away for a while. InputError once that is PATIENCE."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except WandbApiFailedError as error:
+            if time.monotonic() > end:
+                raise InputError(f"the server does not answer: {first_line(error)}") from error
+            print(f"gang: {first_line(error)}; another try follows", flush=True)
+            time.sleep(HEARTBEAT_SECONDS)
 
 
 def difference(first: dict, other: dict) -> str | None:
