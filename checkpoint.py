@@ -178,8 +178,9 @@ class Keeper(TrainerCallback):
             raise InputError(f"the data are not what {self.resumed.folder} was trained on; delete it to begin anew")
         trainer.example_losses, trainer.first_batch_hash = about["example_losses"], about["first_batch_hash"]
         watch.seconds = about["train_seconds"]
-        if watch.run.summary.get("diverged_at_step") is not None:  # of an attempt after this step
-            del watch.run.summary["diverged_at_step"]
+        for key in ("diverged_at_step", "out_of_memory"):  # of an attempt after this step
+            if watch.run.summary.get(key) is not None:
+                del watch.run.summary[key]
         # Its rows once more, for those that keep them: what a killed run had not sent yet comes before what follows.
         for row in state.log_history:
             past = TrainerState(global_step=row["step"])

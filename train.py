@@ -48,6 +48,7 @@ import adapter
 from checkpoint import Checkpoint, Keeper, Rows, find, identity, interruption, preempting
 from data import DataConfig, fingerprint, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
+from memory import OutOfMemory, fitting, release
 from model import check_model, check_template, dequantised, load_model, model_arguments
 from settings import BaseConfig, Parser, TrainConfig, parse, swept_values
 
@@ -442,8 +443,12 @@ def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict
             print(first_lines, flush=True)
         described |= describe(trainer, data, base)
         watch, keeper = watch_run(trainer, run, described, settings, resumed)
-        with interruption.waits():
-            trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
+        try:
+            with interruption.waits():
+                trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
+        except torch.OutOfMemoryError as error:
+            run.summary["out_of_memory"] = message = f"{release(error)}; {fitting(trainer)}"
+            raise OutOfMemory(message) from None
         leave(trainer, watch, trainer.generate_answers() if watch.diverged_at_step is None else None)
     keeper.remove()
 
@@ -459,6 +464,9 @@ def main() -> None:
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except OutOfMemory as error:
+        print(f"OutOfMemoryError: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from analysis.files import InputError, number, save, strict, to_json
 from analysis.folder import of_sweeps
-from analysis.runs import learning_rate, rate_directory
+from analysis.runs import OUT_OF_MEMORY, learning_rate, rate_directory
 
 FILES = ("eval_nll.json", "generations.json")  # files of a run that the analysis reads
 BEHAVIOR = "behavior"  # summary key under which the analysis itself writes each run's class
@@ -58,7 +58,7 @@ def states(api: wandb.Api, sweep: str) -> list[dict] | None:
         {
             "id": run.id,
             "name": run.name,
-            "state": run.state,
+            "state": OUT_OF_MEMORY if run.state == "failed" and run.summary.get("out_of_memory") else run.state,
             "config": run.config,
             "step": number(run.summary.get("train/global_step")),
             "steps": number(run.config.get("max_steps")),

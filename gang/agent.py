@@ -24,6 +24,7 @@ from gang.loop import Loop
 from gang.member import Member
 from gang.size import choose
 from inputs import InputError, first_line
+from memory import OutOfMemory
 from settings import parse
 
 INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words that may stand before train.py
@@ -167,21 +168,44 @@ class Agents:
         finally:
             done.set()
             heart.join()
+        again = self.smaller(seats)
         for agent, member in seats.values():
+            if again and isinstance(member.error, OutOfMemory):
+                continue  # it keeps what it has claimed
             agent.run_id = agent.point = None
             if isinstance(member.error, InputError):
                 raise member.error
-            if isinstance(member.error, Exception):
+            if isinstance(member.error, OutOfMemory):
+                print(f"OutOfMemoryError: {member.run_id}: {member.error}", file=sys.stderr)
+            elif isinstance(member.error, Exception):
                 print(f"gang: {member.run_id} failed:", file=sys.stderr)
                 traceback.print_exception(member.error)
-        if all(isinstance(member.error, Exception) for _, member in seats.values()):
+        errors = [member.error for _, member in seats.values()]
+        if all(isinstance(error, Exception) and not isinstance(error, OutOfMemory) for error in errors):
             print("gang: every run failed; the errors are above", file=sys.stderr)
             sys.exit(1)
+
+    def smaller(self, seats: dict[str, tuple[Agent, Member]]) -> bool:
+        """After memory ran out, choose fewer at once, then activations recomputed; False when that was tried before."""
+        lost = [member.error for _, member in seats.values() if isinstance(member.error, OutOfMemory)]
+        if not lost:
+            return False
+        if len(seats) > 1:
+            self.size = math.ceil(len(seats) / 2)
+        elif self.loop.shared is not None and not self.loop.shared.checkpointing:
+            self.loop.shared.checkpointing = True
+        else:
+            return False
+        how = f"{self.size} at once" if len(seats) > 1 else "activations recomputed"
+        print(f"gang: out of memory ({lost[0]}); another try with {how}", flush=True)
+        return True
 
     def seat(self, agents: list[Agent], seats: dict) -> list[Member]:
         """Members for the claims of these agents that fit the first; a line says why another does not."""
         members = []
         for agent in (agent for agent in agents if agent.run_id):
+            if self.size and len(seats) == self.size:
+                break
             member = Member(agent.run_id, agent.point, self.sweep.arguments(agent.point))
             first = next((member for _, member in seats.values()), member)
             if reason := difference(first.point, agent.point) or self.apart(first, member):

@@ -23,6 +23,7 @@ from gang.member import Member, Plan, plans
 from gang.packing import packable
 from gang.step import SCORED, Step, rows_to_score, twin
 from inputs import InputError
+from memory import OutOfMemory, fitting, release
 from model import load_model
 
 FLUSH_SECONDS = 0.5
@@ -53,13 +54,14 @@ class Loop:
                     gang.seconds["set-up"] = time.monotonic() - start
                     with interruption.waits():
                         gang.train()
-            except BaseException as error:
+            except BaseException as caught:
+                error = self.too_large(gang, caught) if isinstance(caught, torch.OutOfMemoryError) else caught
                 if gang:
                     gang.stop(error)
                 for member in self.members:
                     if not gang or member not in gang.closing:
                         member.error = member.error or error
-                if not isinstance(error, Exception):
+                if not isinstance(caught, Exception):
                     raise
             finally:
                 wait(opening.values())
@@ -71,6 +73,17 @@ class Loop:
                     gang.writer.shutdown()
                 if gang and gang.step:
                     print(f"gang: {gang.account(time.monotonic() - closed)}", flush=True)
+
+    def too_large(self, gang: "Gang | None", error: torch.OutOfMemoryError) -> OutOfMemory:
+        """What the memory did not suffice for; of a gang of one, also what would fit."""
+        training = not (gang and gang.step) or gang.step.model.training
+        if gang:
+            gang.step = None
+        message, trainer = release(error), self.members[0].trainer
+        if len(self.members) > 1 or trainer is None:
+            return OutOfMemory(message)
+        trainer.model.train(training)
+        return OutOfMemory(f"{message}; {fitting(trainer)}")
 
     def set_up(self, opening: dict[Member, Future], pool: ThreadPoolExecutor, recruit) -> None:
         """Build the members' trainers one after another, while the runs of those before open."""

@@ -19,6 +19,7 @@ import train
 from checkpoint import Checkpoint, find, identity
 from gang.step import Batch, together
 from inputs import InputError
+from memory import OutOfMemory
 from settings import parse, swept_values
 
 CPU = torch.device("cpu")
@@ -166,6 +167,8 @@ class Member:
             self.error = error
         if self.run is None:
             return
+        if isinstance(self.error, OutOfMemory):
+            self.run.summary["out_of_memory"] = str(self.error)
         if not isinstance(self.error, Exception | None) and not self.stopped:
             self.run.mark_preempting()
         self.run.finish(exit_code=0 if self.error is None else 1)
