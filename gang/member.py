@@ -83,7 +83,7 @@ class Member:
         """Open its W&B run and write the configuration, through Hugging Face's callback."""
         quiet: dict = {} if console else {"console": "off"}
         settings = wandb.Settings(sweep_id=sweep, **quiet)
-        options = {"id": self.run_id, "reinit": "create_new", "settings": settings}
+        options = {"id": self.run_id, "reinit": "create_new", "settings": settings, "config": self.swept}
         resumed = self.resumed is not None and self.resumed.about["run"] == self.run_id
         self.run = run = train.start_run(self.training, self.data, self.base, self.swept, resumed, **options)
         handler = self.trainer.callback_handler

@@ -232,6 +232,14 @@ def test_a_gang_may_end_at_any_moment(seed, checkout, experiment):
     sweep["parameters"]["learning_rate"]["values"] = [1.0e-3, 5.0e-3]
     sweep["command"] = ["recipe.yaml" if word == "recipes/starter.yaml" else word for word in sweep["command"]]
     (checkout / "two.yaml").write_text(yaml.safe_dump(sweep))
+    often = (
+        (ROOT / "checkpoint.py")
+        .read_text()
+        .replace("SECONDS = 60.0", "SECONDS = 1.0")
+        .replace("SHARE = 0.01", "SHARE = 1")
+    )
+    (checkout / "checkpoint.py").unlink()  # a link
+    (checkout / "checkpoint.py").write_text(often)
     process, log = launch(checkout, "--sweep", "two.yaml"), checkout / "outputs/latest/agent-0.log"
 
     def hit() -> list[int]:
@@ -257,7 +265,7 @@ def test_a_gang_may_end_at_any_moment(seed, checkout, experiment):
     assert "Traceback" not in said, said
     if code:
         again = experiment("--resume")
-        print(again.stdout)
+        print("; ".join(sorted(set(re.findall(r"goes on after step \d+", log.read_text())))) or "from the beginning")
         assert again.returncode == 0, f"{said}\n--- again\n{again.stdout}{again.stderr}\n{log.read_text()}"
     for rate in (0.001, 0.005):
         runs = json.loads((checkout / f"outputs/latest/lr_{rate}/run_data.json").read_text())["runs"]
