@@ -160,7 +160,7 @@ def test_the_sweeps_of_the_project_can_be_read(tmp_path, monkeypatch):
 def test_a_wrong_file_name_is_one_line_and_imports_nothing_slow(experiment, checkout, tmp_path):
     result = experiment("--sweep", "no.yaml")
     assert result.returncode == 2
-    assert "--sweep no.yaml: [Errno 2] No such file" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "--sweep no.yaml: No such file" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not list((checkout).glob("outputs/*"))
     slow = "import sys, experiment; print(sorted({'torch', 'wandb', 'transformers'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", slow], cwd=checkout, text=True) == "[]\n"
