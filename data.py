@@ -7,6 +7,7 @@ dataset_name: owner/name       on the Hub, with dataset_revision
 """
 
 import csv
+import fcntl
 import hashlib
 import itertools
 import json
@@ -46,14 +47,28 @@ def load_splits(data: DataConfig, assistant_only_loss: bool = False) -> tuple[Da
     return train, load_split(data, data.dataset_test_split, assistant_only_loss)
 
 
+def make_built_in() -> None:
+    """The starter's data, once: of several processes the first makes them and the others wait."""
+    made = BUILT_IN / "test.jsonl"  # the last that is written
+    if made.exists():
+        return
+    folder = os.open(BUILT_IN.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not made.exists():
+            subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
+    finally:
+        os.close(folder)
+
+
 def load_split(data: DataConfig, split: str, assistant_only_loss: bool = False) -> Dataset:
     """One split of a Hub data set, of a local folder or of a file; InputError if it is missing or unfit."""
     source, part, name = data.dataset_name, split, f"dataset_name {data.dataset_name}"
     if Path(split).suffix in DATA_FORMATS:
         source, part, name = split, "train", split
     path = Path(source)
-    if path == BUILT_IN and not (path / "test.jsonl").exists():  # the last that is written
-        subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
+    if path == BUILT_IN:
+        make_built_in()
     try:
         if path.is_file():
             dataset = load_dataset(DATA_FORMATS[path.suffix], data_files=source, split=part, **csv_options(path))

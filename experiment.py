@@ -24,8 +24,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import yaml
-
 import inputs
 from analysis import folder
 from analysis.files import InputError
@@ -36,10 +34,8 @@ from progress import LIVE, Progress, ended, label, varied
 LOCAL_DATA = OUTPUTS / "local_wandb"
 ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
 PROJECT = "learning-rate-exploration"  # where neither the sweep nor WANDB_PROJECT names one
-STARTER_DATA = Path("starter/data")
 POLL_SECONDS = {"local": 3, "cloud": 15}  # how often the runs' state is read; W&B's cloud limits requests
 END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
-LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
 WANDB = [sys.executable, "-m", "wandb"]
 TIED = ["setpriv", "--pdeathsig", "TERM"]  # before a command: it ends when this process is killed
 READ = re.compile(r"^(train \(.*?)\nthe first row;", re.MULTILINE | re.DOTALL)  # what a run says of its data
@@ -47,29 +43,10 @@ ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*|.*?train\.py: .
 
 
 def read_yaml(path: Path, flag: str) -> dict:
-    """A mapping from a YAML file. InputError, before anything is expanded, for one that would not fit in memory."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError(f"{flag} {path}: {path.stat().st_size:,} bytes; the most is {LARGEST_FILE:,}")
-        text = path.read_text(encoding="utf-8")
-        if expanded(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
-            raise InputError(f"{flag} {path}: its aliases (*name) stand for more than {MOST_NODES:,} values")
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{flag} {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{flag} {path}: expected `key: value` lines")
-    return content
-
-
-def expanded(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """How many nodes there are below this one when every alias is written out; infinite for one inside itself."""
-    if id(node) not in known:
-        known[id(node)] = math.inf
-        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
-        flat = itertools.chain.from_iterable(parts) if isinstance(node, yaml.MappingNode) else parts
-        known[id(node)] = 1 + sum(expanded(part, known) for part in flat)
-    return known[id(node)]
+        return inputs.read_yaml(path, flag)
+    except inputs.InputError as error:
+        raise InputError(str(error)) from error
 
 
 def read_sweep(path: Path) -> dict:
@@ -115,16 +92,10 @@ def check_points(path: Path, sweep: dict) -> None:
 
 def recipe_of(sweep: dict) -> Path | None:
     """The recipe that the sweep's command names."""
-    words = [str(word) for word in sweep.get("command") or ()]
-    return next((Path(word) for flag, word in itertools.pairwise(words) if flag == "--config"), None)
-
-
-def make_starter_data(sweep: dict) -> None:
-    """Once, before several agents would make them at the same time."""
-    recipe = recipe_of(sweep)
-    used = recipe and Path(str(read_yaml(recipe, "--config").get("dataset_name"))) == STARTER_DATA
-    if used and not STARTER_DATA.exists():
-        subprocess.run([sys.executable, "-m", "starter.docstrings"], check=True)
+    try:
+        return inputs.split([str(word) for word in sweep.get("command") or ()])[0]
+    except inputs.InputError as error:
+        raise InputError(f"command: {error}") from error
 
 
 def create_sweep(path: Path, sweep: dict, server: Server | None) -> str:
@@ -352,7 +323,6 @@ class Experiment:
         if server:
             server.ready()
         if self.sweep is None:
-            make_starter_data(self.config)
             self.sweep = create_sweep(self.options.sweep, self.config, server)
         api = pull.connect()
         sweep = pull.find(api, self.sweep)
@@ -387,8 +357,7 @@ class Experiment:
             raise InputError(f"the server does not answer; for the report: {self.again()}")
         except (KeyboardInterrupt, SystemExit):
             self.report.stop()
-            # W&B calls an interrupted run failed, as it does one whose program was at fault.
-            print(f"stopped; what the runs logged is kept. To go on: {self.again('--retry-failed')}", file=sys.stderr)
+            print(f"stopped; rows and checkpoints are kept. To go on: {self.again()}", file=sys.stderr)
             raise
 
     def agent(self, total: int | None, count: int) -> list[str]:

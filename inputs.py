@@ -4,6 +4,7 @@ train.py asks here before its other imports, so that its help and a wrong file n
 """
 
 import argparse
+import itertools
 import math
 import sys
 from collections.abc import Mapping
@@ -52,6 +53,9 @@ POSITIVE = (
 )
 
 
+LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
+
+
 class InputError(Exception):
     """Something the user wrote is wrong; the message names it and says what would be right."""
 
@@ -78,26 +82,55 @@ def answer_at_once(description: str, arguments: list[str]) -> None:
         sys.exit(2)
 
 
-def read(arguments: list[str]) -> tuple[dict, list[str]]:
-    """The recipe's settings, and the arguments beside it."""
+def read_yaml(path: Path, flag: str) -> dict:
+    """A mapping from a YAML file. InputError, before anything is expanded, for one that would not fit in memory."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{flag} {path}: {path.stat().st_size:,} bytes; the most is {LARGEST_FILE:,}")
+        text = path.read_text(encoding="utf-8")
+        if expanded(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
+            raise InputError(f"{flag} {path}: its aliases (*name) stand for more than {MOST_NODES:,} values")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"{flag} {path}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{flag} {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{flag} {path}: expected `key: value` lines")
+    return content
+
+
+def expanded(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """How many nodes there are below this one when every alias is written out; infinite for one inside itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        flat = itertools.chain.from_iterable(parts) if isinstance(node, yaml.MappingNode) else parts
+        known[id(node)] = 1 + sum(expanded(part, known) for part in flat)
+    return known[id(node)]
+
+
+def split(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The recipe's path, as --config FILE or --config=FILE gives it, and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     try:
         given, flags = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
-    if given.config is None:
+    return given.config, flags
+
+
+def read(arguments: list[str]) -> tuple[dict, list[str]]:
+    """The recipe's settings, and the arguments beside it."""
+    path, flags = split(arguments)
+    if path is None:
         return {}, flags
-    try:
-        recipe = yaml.safe_load(given.config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {given.config}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {given.config}: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
-        raise InputError(f"--config {given.config}: expected `key: value` lines, one per setting")
+    recipe = read_yaml(path, "--config")
+    if not all(isinstance(key, str) for key in recipe):
+        raise InputError(f"--config {path}: expected `key: value` lines, one per setting")
     if "env" in recipe:
-        raise InputError(f"--config {given.config}: remove the block env, which would set environment variables")
+        raise InputError(f"--config {path}: remove the block env, which would set environment variables")
     return recipe, flags
 
 

@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import resource
-import signal
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import warnings
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import inputs
 
@@ -36,15 +36,19 @@ import torch
 import wandb
 from accelerate import PartialState
 from datasets import Dataset
+from peft import load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoTokenizer, BatchEncoding, EvalPrediction, TrainerCallback
+from transformers.integrations import WandbCallback
 from trl import SFTTrainer, get_peft_config
 from trl.trainer import utils as trl_utils
 
 import adapter
+from checkpoint import Checkpoint, Keeper, Rows, find, identity, interruption, preempting
 from data import DataConfig, fingerprint, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
+from memory import OutOfMemory, fitting, release
 from model import check_model, check_template, dequantised, load_model, model_arguments
 from settings import BaseConfig, Parser, TrainConfig, parse, swept_values
 
@@ -125,6 +129,19 @@ class Trainer(SFTTrainer):
         if self.first_batch_hash is None:
             rows = json.dumps([inputs["input_ids"].tolist(), inputs["labels"].tolist()])
             self.first_batch_hash = hashlib.sha256(rows.encode()).hexdigest()[:16]
+
+    def log(self, logs: dict[str, float], *arguments) -> None:
+        if "train_loss" in logs:  # Hugging Face's is the mean since the run was resumed
+            losses = [row["loss"] for row in self.state.log_history if "loss" in row]
+            logs["train_loss"] = sum(losses) / len(losses)
+        super().log(logs, *arguments)
+
+    def _load_from_checkpoint(self, checkpoint: str, model=None) -> None:
+        """The adapter in its own dtype; PEFT's load_adapter, which Hugging Face would call, makes it float32."""
+        set_peft_model_state_dict(self.model, load_peft_weights(checkpoint, device=str(self.model.device)))
+
+    def create_model_card(self, *_, **__) -> None:
+        """None in a checkpoint: the adapter gets its own (adapter.py)."""
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Per example: sum of NLL in nats and number of right tokens [batch, 2], number of tokens [batch]."""
@@ -322,15 +339,15 @@ def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
     )
 
 
-def start_run(training: TrainConfig, data: DataConfig, base: BaseConfig, swept: dict, **options):
-    """Open the W&B run: named after the swept values, grouped by learning rate, resumed if an agent restarts it."""
+def start_run(training: TrainConfig, data: DataConfig, base: BaseConfig, swept: dict, resumed: bool, **options):
+    """Open the W&B run: named after the swept values, grouped by learning rate; `resumed`, or begun anew."""
     try:
         return wandb.init(
             project=None if "WANDB_SWEEP_ID" in os.environ or "WANDB_PROJECT" in os.environ else PROJECT,
             name=" ".join(f"{key}={value}" for key, value in swept.items()),
             group=f"learning_rate={training.learning_rate}",
             tags=[Path(name).resolve().name[:64] for name in (base.model_name_or_path, data.dataset_name)],
-            resume="allow",
+            resume="allow" if resumed else None,
             mode=None if PartialState().is_main_process else "disabled",
             **options,
         )
@@ -360,12 +377,24 @@ def read_data(data: DataConfig, training: TrainConfig, base: BaseConfig) -> tupl
     return splits
 
 
-def watch_run(trainer: Trainer, run, described: dict) -> Watch:
-    """Let the run know what it is, and a Watch follow the training."""
+def watch_run(
+    trainer: Trainer, run, described: dict, settings: dict, resumed: Checkpoint | None
+) -> tuple[Watch, Keeper]:
+    """Let the run know what it is, a Watch follow the training, and a Keeper save it and go on with `resumed`."""
+    rows = Rows(run)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, WandbCallback):  # it would log to the global run; a gang has several
+            assert callback._wandb is wandb, "WandbCallback keeps wandb elsewhere"
+            own = {"run": run, "config": run.config, "summary": run.summary, "log": rows.log}
+            callback._wandb = SimpleNamespace(**vars(wandb) | own | {"define_metric": run.define_metric})
     watch = Watch(run)
     trainer.add_callback(watch)
     run.config.update(described, allow_val_change=True)
-    return watch
+    about = {"run": run.id, "sweep": run.sweep_id, "settings": settings}
+    about["data_fingerprint"] = described["data_fingerprint"]
+    keeper = Keeper(trainer, watch, about, resumed)
+    trainer.add_callback(keeper)
+    return watch, keeper
 
 
 def log_adapter(run, facts: dict, folder: str) -> None:
@@ -399,22 +428,33 @@ def leave(trainer: Trainer, watch: Watch, answers: list[dict] | None) -> None:
 
 def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict) -> None:
     """The whole run: data, trainer, W&B, training, measurements, adapter."""
+    settings, run_id = identity(data, training, base), os.environ.get("WANDB_RUN_ID")
+    resumed = find(training, settings, run_id, os.environ.get("WANDB_SWEEP_ID"))
     splits = read_data(data, training, base)
     trainer = Trainer(base, training, *splits)
     described = describe_data(trainer, *splits)
     first_lines = what_was_read(data, splits, trainer, described["rows_in_both_splits"])
-    with start_run(training, data, base, swept) as run:  # whatever is refused has been by now
+    own = resumed is not None and resumed.about["run"] == run_id
+    with start_run(training, data, base, swept, own) as run, preempting(run):  # whatever is refused has been by now
         training.output_dir = str(Path(training.output_dir, adapter.folder_name(swept, run.id)))
+        if resumed and not training.resume_from_checkpoint and not resumed.move(training.output_dir):
+            resumed = None
         if PartialState().is_main_process:
             print(first_lines, flush=True)
-        watch = watch_run(trainer, run, describe(trainer, data, base) | described)
-        trainer.train()
+        described |= describe(trainer, data, base)
+        watch, keeper = watch_run(trainer, run, described, settings, resumed)
+        try:
+            with interruption.waits():
+                trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
+        except torch.OutOfMemoryError as error:
+            run.summary["out_of_memory"] = message = f"{release(error)}; {fitting(trainer)}"
+            raise OutOfMemory(message) from None
         leave(trainer, watch, trainer.generate_answers() if watch.diverged_at_step is None else None)
+    keeper.remove()
 
 
 def main() -> None:
-    # W&B loses what it has not sent yet when the process dies of a signal.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    interruption.install()  # W&B loses what it has not sent yet when the process dies of a signal
     if "--help-all" in sys.argv:
         Parser().print_help()
         return
@@ -424,6 +464,9 @@ def main() -> None:
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except OutOfMemory as error:
+        print(f"OutOfMemoryError: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from analysis.files import InputError, number, save, strict, to_json
 from analysis.folder import of_sweeps
-from analysis.runs import learning_rate, rate_directory
+from analysis.runs import OUT_OF_MEMORY, learning_rate, rate_directory
 
 FILES = ("eval_nll.json", "generations.json")  # files of a run that the analysis reads
 BEHAVIOR = "behavior"  # summary key under which the analysis itself writes each run's class
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses that mean nothing elsewhere, or after a restart
 LIVE = ("running", "pending", "preempting")
 BEST = "best"  # alias of the adapter that the report names
+REFUSED = (wandb.errors.Error, WandbApiFailedError, OSError)  # by the server, or by the way to it
 REACH_SECONDS = 5  # how long an unreachable server may keep the user waiting before one line says so
 
 
@@ -51,13 +52,13 @@ def states(api: wandb.Api, sweep: str) -> list[dict] | None:
     api.flush()  # it would answer from its cache
     try:
         runs = list(api.runs(f"{entity}/{project}", {"sweep": sweep_id}, per_page=200, lazy=False))
-    except (wandb.errors.Error, WandbApiFailedError, OSError, ValueError):
+    except (*REFUSED, ValueError):
         return None
     return [
         {
             "id": run.id,
             "name": run.name,
-            "state": run.state,
+            "state": OUT_OF_MEMORY if run.state == "failed" and run.summary.get("out_of_memory") else run.state,
             "config": run.config,
             "step": number(run.summary.get("train/global_step")),
             "steps": number(run.config.get("max_steps")),
@@ -81,7 +82,7 @@ def find(api: wandb.Api, path: str) -> "wandb.apis.public.Sweep":
     """The sweep of this path. Raises InputError if there is none."""
     try:
         return api.sweep(path)
-    except (ValueError, wandb.errors.Error, OSError) as error:
+    except (*REFUSED, ValueError) as error:
         server, wanted = api.settings["base_url"], "give ENTITY/PROJECT/SWEEP, or an existing output directory"
         raise InputError(f"no sweep {path} on {server} ({first_line(error)}): {wanted}") from None
 
@@ -118,7 +119,7 @@ def pull(paths: list[str], output: Path | None) -> tuple[Path, list]:
                 if sys.stdout.isatty():
                     print(f"\r{path}: run {count} of {len(runs)}", end="", flush=True)
                 texts.setdefault(rate_directory(learning_rate(run.config)), []).append(record(run, sweep.id))
-        except (wandb.errors.Error, OSError) as error:
+        except REFUSED as error:
             raise InputError(f"{path} could not be read to its end ({first_line(error)}): try again") from None
         print(f"{chr(13) if sys.stdout.isatty() else ''}{path}: {len(runs)} runs read")
         handles += runs
@@ -186,7 +187,7 @@ def read_files(run: "wandb.apis.public.Run") -> dict:
             try:
                 with file.download(folder, replace=True) as text:
                     found[file.name] = json.load(text)
-            except (ValueError, OSError, wandb.errors.Error) as error:
+            except (*REFUSED, ValueError) as error:
                 print(f"\n{run.name}: {file.name} left out ({first_line(error)})")
     return found
 
@@ -197,7 +198,7 @@ def write_back(handles: list, behaviours: dict[str, str]) -> None:
         try:
             if run.summary_metrics.get(BEHAVIOR) != behaviours[run.id]:
                 run.summary.update({BEHAVIOR: behaviours[run.id]})
-        except (wandb.errors.Error, OSError, ValueError, TypeError) as error:
+        except (*REFUSED, ValueError, TypeError) as error:
             print(f"the behaviour classes stay out of W&B's summaries: {first_line(error)}")
             return
 
@@ -224,5 +225,5 @@ def mark_best(handles: list, best: str) -> None:
             else:
                 continue
             artifact.save()
-    except (wandb.errors.Error, OSError, ValueError, TypeError) as error:
+    except (*REFUSED, ValueError, TypeError) as error:
         print(f"the alias {BEST!r} stays off the best adapter in W&B: {first_line(error)}")

@@ -30,6 +30,8 @@ COLUMNS = (
 STEP = "train/global_step"
 EVERY_ROW = ("_runtime", "train/epoch")  # in the rows of evaluations too, so twice at such a step
 
+OUT_OF_MEMORY = "out of memory"  # the state of a run whose summary says so; to W&B it failed
+
 COMPLETE = 0.95  # share of the planned steps from which a run has an end to report (science: class "incomplete")
 TAIL = 0.10  # share of the steps whose mean train loss is "final" ...
 NEAR_PASS = 0.10  # share of a pass within which an evaluation stands for its end
@@ -258,7 +260,7 @@ def read_run(record: dict) -> Run:
     run = Run(
         id=str(record.get("id", "?")),
         name=str(record.get("name") or record.get("id", "?")),
-        state=str(record.get("state", "unknown")),
+        state=OUT_OF_MEMORY if summary.get("out_of_memory") else str(record.get("state", "unknown")),
         sweep=str(record.get("sweep", "")),
         created_at=str(record.get("created_at") or ""),
         config=config,
@@ -268,6 +270,8 @@ def read_run(record: dict) -> Run:
         generations=[g for g in as_list(files.get("generations.json")) if isinstance(g, dict)],
         notes=notes,
     )
+    if summary.get("out_of_memory"):
+        notes.append(f"{OUT_OF_MEMORY}: {summary['out_of_memory']}")
     planned = number(config.get("max_steps"))
     run.planned_steps = int(planned) if planned is not None and 1 <= planned < 2**53 else None
     if run.learning_rate is None:

@@ -35,8 +35,10 @@ def main() -> int:
         os.environ.pop(variable, None)
     entity, project, _ = options.sweep.split("/")
     os.environ.update(WANDB_ENTITY=entity, WANDB_PROJECT=project)
-    from gang.agent import Agents, InputError, Sweep  # here, since torch and TRL take seconds
+    from checkpoint import interruption  # here, since torch and TRL take seconds
+    from gang.agent import Agents, InputError, Sweep
 
+    interruption.install()
     try:
         Agents(Sweep(options.sweep), options.size).work()
     except InputError as error:

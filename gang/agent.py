@@ -7,12 +7,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import wandb
 from wandb.apis.public import sweeps
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.sweeps import SweepNotFoundError
 
 from gang.fit import unfit
@@ -20,10 +24,13 @@ from gang.loop import Loop
 from gang.member import Member
 from gang.size import choose
 from inputs import InputError, first_line
+from memory import OutOfMemory
 from settings import parse
 
 INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words that may stand before train.py
 HEARTBEAT_SECONDS = 5  # as wandb agent
+PATIENCE = 600.0  # seconds that a server may be away
+T = TypeVar("T")
 DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha"}
 
 
@@ -45,13 +52,16 @@ class Sweep:
         try:
             self.api = wandb.Api()
             self.place = {"entity": entity, "project": project, "sweep_id": self.id}
-            self.path, self.config = path, self.api.sweep(path).config
+            self.path, self.config = path, patiently(lambda: self.api.sweep(path)).config
         except (wandb.Error, ValueError) as error:
             raise InputError(f"{path}: {first_line(error)}") from error
         self.lock = threading.Lock()
 
     def agents(self, count: int) -> list[Agent]:
-        return [Agent(sweeps._register_agent(self.api, socket.gethostname(), **self.place)["id"]) for _ in range(count)]
+        def registered() -> str:
+            return sweeps._register_agent(self.api, socket.gethostname(), **self.place)["id"]
+
+        return [Agent(patiently(registered)) for _ in range(count)]
 
     def heartbeat(self, agent: Agent) -> list[dict]:
         alive = {agent.run_id: True} if agent.run_id else {}
@@ -62,10 +72,11 @@ class Sweep:
                 return [{"type": "exit"}]
 
     def left(self) -> float:
-        """The points that nobody has claimed, and this process's one; infinite for a sweep without an end."""
-        sweep = self.api.sweep(self.path)
+        """The points that nobody has claimed, or are offered again, and this process's one; may be infinite."""
+        sweep = patiently(lambda: self.api.sweep(self.path))
         expected = sweep.expected_run_count
-        return math.inf if expected is None else expected - len(sweep.runs) + 1
+        taken = sum(run.state not in ("crashed", "preempted") for run in patiently(lambda: list(sweep.runs)))
+        return math.inf if expected is None else expected - taken + 1
 
     def claim(self, agent: Agent) -> None:
         """Ask for a configuration, unless it has one; the server may have none now, or none ever again."""
@@ -98,6 +109,19 @@ class Sweep:
         }
         if reason := unfit(parse(self.arguments(first))):
             raise InputError(f"{reason}; use wandb agent")
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """The answer of a server that may be away for a while. InputError once that is PATIENCE."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except WandbApiFailedError as error:
+            if time.monotonic() > end:
+                raise InputError(f"the server does not answer: {first_line(error)}") from error
+            print(f"gang: {first_line(error)}; another try follows", flush=True)
+            time.sleep(HEARTBEAT_SECONDS)
 
 
 def difference(first: dict, other: dict) -> str | None:
@@ -144,31 +168,62 @@ class Agents:
         finally:
             done.set()
             heart.join()
+        again = self.smaller(seats)
         for agent, member in seats.values():
+            if again and isinstance(member.error, OutOfMemory):
+                continue  # it keeps what it has claimed
             agent.run_id = agent.point = None
             if isinstance(member.error, InputError):
                 raise member.error
-            if isinstance(member.error, Exception):
+            if isinstance(member.error, OutOfMemory):
+                print(f"OutOfMemoryError: {member.run_id}: {member.error}", file=sys.stderr)
+            elif isinstance(member.error, Exception):
                 print(f"gang: {member.run_id} failed:", file=sys.stderr)
                 traceback.print_exception(member.error)
-        if all(isinstance(member.error, Exception) for _, member in seats.values()):
+        errors = [member.error for _, member in seats.values()]
+        if all(isinstance(error, Exception) and not isinstance(error, OutOfMemory) for error in errors):
             print("gang: every run failed; the errors are above", file=sys.stderr)
             sys.exit(1)
+
+    def smaller(self, seats: dict[str, tuple[Agent, Member]]) -> bool:
+        """After memory ran out, choose fewer at once, then activations recomputed; False when that was tried before."""
+        lost = [member.error for _, member in seats.values() if isinstance(member.error, OutOfMemory)]
+        if not lost:
+            return False
+        if len(seats) > 1:
+            self.size = math.ceil(len(seats) / 2)
+        elif self.loop.shared is not None and not self.loop.shared.checkpointing:
+            self.loop.shared.checkpointing = True
+        else:
+            return False
+        how = f"{self.size} at once" if len(seats) > 1 else "activations recomputed"
+        print(f"gang: out of memory ({lost[0]}); another try with {how}", flush=True)
+        return True
 
     def seat(self, agents: list[Agent], seats: dict) -> list[Member]:
         """Members for the claims of these agents that fit the first; a line says why another does not."""
         members = []
         for agent in (agent for agent in agents if agent.run_id):
-            first = next((member.point for _, member in seats.values()), agent.point)
-            if reason := difference(first, agent.point):
+            if self.size and len(seats) == self.size:
+                break
+            member = Member(agent.run_id, agent.point, self.sweep.arguments(agent.point))
+            first = next((member for _, member in seats.values()), member)
+            if reason := difference(first.point, agent.point) or self.apart(first, member):
                 print(f"gang: {agent.run_id} trains in a later gang ({reason})", flush=True)
                 continue
-            members.append(Member(agent.run_id, agent.point, self.sweep.arguments(agent.point)))
-            seats[agent.run_id] = agent, members[-1]
+            members.append(member)
+            seats[agent.run_id] = agent, member
         for member in members:
             values = (f"{key}={entry['value']}" for key, entry in member.point.items())
             print(f"gang: {member.run_id} is {' '.join(values)}", flush=True)
         return members
+
+    def apart(self, first: Member, other: Member) -> str | None:
+        """Whether two go on after different steps. What is wrong with their flags shows when they are set up."""
+        for member in (first, other):
+            with suppress(InputError):
+                member.configure(self.sweep.id)
+        return f"from step {other.start}, not {first.start}" if other.start != first.start else None
 
     def recruit(self, first: Member, seats: dict) -> list[Member]:
         """Choose how many to train at once, and claim as many configurations more."""

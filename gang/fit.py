@@ -19,7 +19,8 @@ ONLY = {
     "eval_strategy": ("no",),  # the steps of train.evaluation_steps, and no others
     "shuffle_dataset": (False,),  # members share the tokenised rows
     "torch_compile": (False,),
-    "save_strategy": ("no",),
+    "save_strategy": ("no",),  # checkpoints are by time (checkpoint.py)
+    "resume_from_checkpoint": (None,),
     "use_peft": (True,),
     "use_dora": (False,),
     "lora_modules_to_save": (None,),

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 import train
+from checkpoint import interruption
+from gang.checkpoint import Checkpoints
 from gang.fit import unfit
 from gang.member import Member, Plan, plans
 from gang.packing import packable
 from gang.step import SCORED, Step, rows_to_score, twin
 from inputs import InputError
+from memory import OutOfMemory, fitting, release
 from model import load_model
 
 FLUSH_SECONDS = 0.5
@@ -49,13 +52,16 @@ class Loop:
                 if opening:
                     gang = Gang(self.shared, opening, pool)
                     gang.seconds["set-up"] = time.monotonic() - start
-                    gang.train()
-            except BaseException as error:
+                    with interruption.waits():
+                        gang.train()
+            except BaseException as caught:
+                error = self.too_large(gang, caught) if isinstance(caught, torch.OutOfMemoryError) else caught
                 if gang:
                     gang.stop(error)
                 for member in self.members:
-                    member.error = member.error or error
-                if not isinstance(error, Exception):
+                    if not gang or member not in gang.closing:
+                        member.error = member.error or error
+                if not isinstance(caught, Exception):
                     raise
             finally:
                 wait(opening.values())
@@ -68,11 +74,22 @@ class Loop:
                 if gang and gang.step:
                     print(f"gang: {gang.account(time.monotonic() - closed)}", flush=True)
 
+    def too_large(self, gang: "Gang | None", error: torch.OutOfMemoryError) -> OutOfMemory:
+        """What the memory did not suffice for; of a gang of one, also what would fit."""
+        training = not (gang and gang.step) or gang.step.model.training
+        if gang:
+            gang.step = None
+        message, trainer = release(error), self.members[0].trainer
+        if len(self.members) > 1 or trainer is None:
+            return OutOfMemory(message)
+        trainer.model.train(training)
+        return OutOfMemory(f"{message}; {fitting(trainer)}")
+
     def set_up(self, opening: dict[Member, Future], pool: ThreadPoolExecutor, recruit) -> None:
         """Build the members' trainers one after another, while the runs of those before open."""
         for member in self.members:  # grows while it runs
             try:
-                member.configure()
+                member.configure(self.sweep)
                 if self.shared is None:
                     self.shared = Shared(member)
                 else:
@@ -141,7 +158,8 @@ class Gang:
         self.rows = list(range(len(self.members)))  # whose adapters the stack holds, as indices of the members
         self.closing: dict[Member, Future] = {}
         first = self.members[0]
-        self.first, self.last_step = first, first.trainer.state.max_steps
+        self.first, self.start, self.last_step = first, first.start, first.trainer.state.max_steps
+        self.checkpoints = Checkpoints(self)
         self.writer, self.pending = ThreadPoolExecutor(1), deque[Future]()
         self.issued: list[tuple[Plan, list[Tensor]]] = []
         self.seconds = dict.fromkeys(("set-up", "issuing", "writing", "steps", "evaluations", "answers"), 0.0)
@@ -184,9 +202,11 @@ class Gang:
             examples = list(self.shared.splits[1].select_columns(["input_ids", "labels"]))
             self.tests = rows_to_score(examples, self.first.trainer.data_collator, tokens, device)
             evaluations = train.evaluation_steps(self.last_step) - (set() if training.eval_on_start else {0})
+            if self.start:
+                self.checkpoints.restore()
         self.result = Result()
         flushed = time.monotonic()
-        if 0 in evaluations:
+        if 0 in evaluations and not self.start:
             self.evaluate(0)
         for plan in ahead(plans(self.members, rows if device.type == "cuda" else None, self.shared.packed)):
             self.part_with_those_that_ended(plan.number)
@@ -199,6 +219,7 @@ class Gang:
             elif time.monotonic() - flushed > FLUSH_SECONDS:
                 self.flush()
                 flushed = time.monotonic()
+            self.checkpoints.after(plan.number)
         self.flush()
         self.settle()
         self.part_with_those_that_ended(self.last_step)
@@ -276,7 +297,7 @@ class Gang:
             self.step.stack.export(place, member.trainer.lora_layers)
             self.closing[member] = self.pool.submit(member.close)
             # The rows go on without a record where new graphs would cost more than they do.
-            rest = self.seconds["steps"] / number * (self.last_step - number) / len(self.rows)
+            rest = self.seconds["steps"] / (number - self.start) * (self.last_step - number) / len(self.rows)
             if not self.step.graphs or rest > sum(self.step.captures):
                 self.rows.pop(place)
                 self.step.drop(place)

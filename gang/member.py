@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy
 import torch
@@ -13,13 +12,14 @@ import wandb
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
-from transformers.integrations import WandbCallback
 from transformers.trainer_utils import align_special_tokens, speed_metrics
 
 import adapter
 import train
+from checkpoint import Checkpoint, find, identity
 from gang.step import Batch, together
 from inputs import InputError
+from memory import OutOfMemory
 from settings import parse, swept_values
 
 CPU = torch.device("cpu")
@@ -35,16 +35,23 @@ class Member:
         self.run: wandb.Run | None = None
         self.error: BaseException | None = None
         self.stopped = False  # the server wants it to end
-        self.losses = 0.0
+        self.resumed: Checkpoint | None = None
 
-    def configure(self) -> None:
-        """Read its flags; InputError if they are not train.py's."""
+    def configure(self, sweep: str | None) -> None:
+        """Read its flags, and find what it goes on with; InputError if the flags are not train.py's."""
         try:
             self.data, self.training, self.base = parse(self.flags)
         except SystemExit as error:  # argparse has said what is wrong
             raise InputError(f"{self.run_id}: its flags are not train.py's; see above") from error
         self.swept = swept_values(self.training, self.point)
         self.folder = self.training.output_dir
+        self.settings = identity(self.data, self.training, self.base)
+        self.resumed = find(self.training, self.settings, self.run_id, sweep)
+
+    @property
+    def start(self) -> int:
+        """The step after which it goes on."""
+        return self.resumed.step if self.resumed else 0
 
     def equip(self, model: PreTrainedModel, splits: tuple[Dataset, Dataset], tokenised: bool = False) -> None:
         """Build its trainer, on a model and data sets which members share; `tokenised` if another has done that."""
@@ -61,27 +68,31 @@ class Member:
         numbers = trainer.set_initial_training_values(training, self.loader)
         self.updates_per_epoch, self.samples, self.batches_per_epoch = numbers[1], numbers[3], numbers[5]
         trainer.state.max_steps, trainer.state.num_train_epochs = numbers[6], numbers[0]
+        trainer.state.compute_steps(training, numbers[6])
+        trainer.state.train_batch_size = training.train_batch_size
         schedule = trainer.create_scheduler(numbers[6], torch.optim.SGD([torch.zeros(1)], lr=training.learning_rate))
         (self.factor,) = schedule.lr_lambdas
+        if self.resumed:
+            if not self.resumed.move(training.output_dir):
+                raise InputError(f"{self.resumed.folder} is used by another run")
+            trainer._load_from_checkpoint(str(self.resumed.folder))
+            trainer.state = self.resumed.state()
         self.token_flops = trainer.floating_point_ops({"input_ids": torch.zeros(1, 1)})
 
     def open(self, sweep: str | None, described: dict, console: bool) -> None:
         """Open its W&B run and write the configuration, through Hugging Face's callback."""
         quiet: dict = {} if console else {"console": "off"}
         settings = wandb.Settings(sweep_id=sweep, **quiet)
-        options = {"id": self.run_id, "reinit": "create_new", "settings": settings}
-        self.run = run = train.start_run(self.training, self.data, self.base, self.swept, **options)
+        options = {"id": self.run_id, "reinit": "create_new", "settings": settings, "config": self.swept}
+        resumed = self.resumed is not None and self.resumed.about["run"] == self.run_id
+        self.run = run = train.start_run(self.training, self.data, self.base, self.swept, resumed, **options)
         handler = self.trainer.callback_handler
         for callback in list(handler.callbacks):
-            if isinstance(callback, WandbCallback):  # it would log to the global run, and there are several
-                assert callback._wandb is wandb, "WandbCallback keeps wandb elsewhere"
-                own = {"run": run, "config": run.config, "summary": run.summary, "log": run.log}
-                callback._wandb = SimpleNamespace(**vars(wandb) | own | {"define_metric": run.define_metric})
-            elif isinstance(callback, ProgressCallback | PrinterCallback):
+            if isinstance(callback, ProgressCallback | PrinterCallback):
                 handler.remove_callback(callback)
         described = train.describe(self.trainer, self.data, self.base) | described
-        self.watch = train.watch_run(self.trainer, run, described)
-        self.start = time.time()
+        self.watch, self.keeper = train.watch_run(self.trainer, run, described, self.settings, self.resumed)
+        self.begun = time.time()
         handler.on_train_begin(self.training, self.trainer.state, self.trainer.control)
 
     @property
@@ -119,7 +130,6 @@ class Member:
         state.total_flos += self.token_flops * plan.elements[index]
         self.watch.seconds += seconds
         loss = float(losses[:, 0].sum())
-        self.losses += loss
         means = losses[:, 1:3].astype(float).mean(0).tolist()
         self.trainer.log(
             {"loss": loss, "grad_norm": float(losses[-1, 3]), "learning_rate": plan.rates[index]}
@@ -147,16 +157,23 @@ class Member:
         try:
             if self.error is None:
                 state = self.trainer.state
-                samples = self.samples * state.global_step / state.max_steps
-                metrics = speed_metrics("train", self.start, num_samples=samples, num_steps=state.global_step)
-                loss = self.losses / max(state.global_step, 0.001)
-                self.trainer.log(metrics | {"total_flos": state.total_flos, "train_loss": loss})
+                steps = state.global_step - self.start
+                samples = self.samples * steps / state.max_steps
+                metrics = speed_metrics("train", self.begun, num_samples=samples, num_steps=steps)
+                self.trainer.log(metrics | {"total_flos": state.total_flos, "train_loss": None})
                 self.trainer.callback_handler.on_train_end(self.training, state, self.trainer.control)
                 train.leave(self.trainer, self.watch, None if self.diverged else answers)
         except Exception as error:  # of its server or disk: it ends this member alone
             self.error = error
-        if self.run:
-            self.run.finish(exit_code=0 if self.error is None else 1)
+        if self.run is None:
+            return
+        if isinstance(self.error, OutOfMemory):
+            self.run.summary["out_of_memory"] = str(self.error)
+        if not isinstance(self.error, Exception | None) and not self.stopped:
+            self.run.mark_preempting()
+        self.run.finish(exit_code=0 if self.error is None else 1)
+        if self.error is None:
+            self.keeper.remove()
 
 
 @dataclass
@@ -174,7 +191,8 @@ class Plan:
 
 
 def plans(members: list[Member], rows: int | None, packed: bool) -> Iterator[Plan]:
-    """The steps of a gang in order; with `rows`, for a GPU, in memory that it can copy from by itself."""
+    """The steps of a gang in order, from where it goes on; with `rows`, for a GPU, in memory that it can copy from by
+    itself."""
     streams = {member.order: member.batches() for member in members}
     tokens = dict.fromkeys(streams, 0)
     filler = members[0].trainer.processing_class.pad_token_id
@@ -185,6 +203,8 @@ def plans(members: list[Member], rows: int | None, packed: bool) -> Iterator[Pla
         if number == 1:
             for member in members:
                 member.trainer.record_first_batch(steps[member.order][1][0])
+        if number <= members[0].start:
+            continue
         epochs, micro, items = zip(*(steps[member.order] for member in members), strict=True)
         pairs = zip(zip(*micro, strict=True), zip(*items, strict=True), strict=True)
         merged = [together(batches, counts, filler, rows, packed) for batches, counts in pairs]

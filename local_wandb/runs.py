@@ -165,7 +165,7 @@ def stream(context: Context, run: dict, body: dict) -> dict:
         killed = run["state"] == "killed" and run["shouldStop"]  # its sweep was cancelled; the process may not know yet
         if body.get("complete"):
             code = changes["exitcode"] = int(body.get("exitcode") or 0)
-            lost = "preempted" if preempting else "killed" if run["shouldStop"] else "failed"
+            lost = "killed" if run["shouldStop"] else "preempted" if preempting else "failed"
             changes["state"] = lost if code or killed else "finished"
         elif not killed:
             changes["state"] = "preempting" if preempting else "running"
@@ -191,7 +191,7 @@ def mark_lost(store: Store) -> None:
 
 def lose(store: Store, run: dict) -> None:
     """A live run that ended without a last word."""
-    state = "preempted" if run["state"] == "preempting" else "killed" if run["shouldStop"] else "crashed"
+    state = "killed" if run["shouldStop"] else "preempted" if run["state"] == "preempting" else "crashed"
     if store.get("sweeps", project=run["project"], controllerRunName=run["name"]):
         state = "finished"  # `wandb sweep-scheduler` never says that it is done
     store.update("runs", run["id"], state=state)

@@ -127,7 +127,8 @@ NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for be
         (RATES + "run_cap: 0", "run_cap: 0 must be a whole number"),
         (RATES + "method: random", "method: random has no end of its own; add run_cap"),
         (RATES + "program: trian.py", "program: trian.py: there is no such file"),
-        (RATES + "command: [x, --config, no.yaml]", "--config no.yaml: [Errno 2] No such file"),
+        (RATES + "command: [x, --config, no.yaml]", "--config no.yaml: No such file"),
+        (RATES + "command: [x, --config=no.yaml]", "--config no.yaml: No such file"),
         (RATES + "command: [x, --config, README.md]", "--config README.md: "),
         ("- 1", "expected `key: value` lines"),
         ("", "expected `key: value` lines"),
@@ -159,7 +160,7 @@ def test_the_sweeps_of_the_project_can_be_read(tmp_path, monkeypatch):
 def test_a_wrong_file_name_is_one_line_and_imports_nothing_slow(experiment, checkout, tmp_path):
     result = experiment("--sweep", "no.yaml")
     assert result.returncode == 2
-    assert "--sweep no.yaml: [Errno 2] No such file" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "--sweep no.yaml: No such file" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not list((checkout).glob("outputs/*"))
     slow = "import sys, experiment; print(sorted({'torch', 'wandb', 'transformers'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", slow], cwd=checkout, text=True) == "[]\n"

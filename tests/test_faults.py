@@ -1,6 +1,6 @@
 """Whatever ends at whatever moment: no row and no file is lost, nothing is left working, one command goes on.
 
-FAULTS=200 python -m pytest tests/test_faults.py -n 4     # more moments than CI takes
+FAULTS=200 GANG_FAULTS=50 python -m pytest tests/test_faults.py -n 4     # more moments than CI takes
 """
 
 import contextlib
@@ -17,12 +17,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+from train import evaluation_steps
+
 pytestmark = pytest.mark.slow
 
-# A training that takes no time: any program that logs as train.py does.
+ROOT = Path(__file__).parent.parent
+
+# A training that takes no time: any program that logs as train.py does, though it has no checkpoints and begins anew.
 TOY = """
 import json, pathlib, signal, sys, time, wandb
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def interrupted(*_):
+    if wandb.run:
+        wandb.run.mark_preempting()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, interrupted)
 point = dict(word[2:].split("=") for word in sys.argv[1:] if "=" in word)
 with wandb.init(config={"max_steps": 40}) as run:
     for step in range(1, 41):
@@ -119,7 +127,7 @@ def test_a_killed_experiment_leaves_no_orphan_and_no_lost_row(checkout, toy_swee
     process.wait()
     wait(lambda: not processes_in(checkout))  # the agent ends its run, which sends its rows; then the server ends
     (checkout / "toy.py").write_text(TOY.replace("time.sleep(", "("))
-    result = experiment("--resume", "--retry-failed", "--one-by-one")
+    result = experiment("--resume", "--one-by-one")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "learning_rate=0.1: finished, step 40 of 40" in result.stdout
 
@@ -131,7 +139,7 @@ def test_an_interrupted_experiment_says_how_to_go_on(checkout, toy_sweep, experi
     assert not processes_in(checkout)
     printed = (checkout / "printed").read_text()
     assert "stopping; the runs send their last rows (Ctrl-C again gives these up)" in printed
-    assert re.search(r"To go on: python experiment.py --resume local/[\w/-]+ --retry-failed --one-by-one$", printed)
+    assert re.search(r"To go on: python experiment.py --resume local/[\w/-]+ --one-by-one$", printed)
     assert "Traceback" not in printed
 
 
@@ -204,4 +212,66 @@ def test_any_process_may_end_at_any_moment(seed, checkout, toy_sweep, experiment
         again = experiment(*(["--resume", "--retry-failed", "--one-by-one"] if known else arguments))
         assert again.returncode == 0, f"{said}\n--- again\n{again.stdout}{again.stderr}"
     assert steps(checkout, 0.1) == steps(checkout, 0.01) == list(range(1, 41))
+    assert not processes_in(checkout)
+
+
+GANG_VICTIMS = VICTIMS | {"the gang": r"-m gang"}
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("GANG_FAULTS", 2))))
+def test_a_gang_may_end_at_any_moment(seed, checkout, experiment):
+    """As above with real training: what was interrupted goes on from its checkpoints, and no row is lost or doubled."""
+    draw = random.Random(seed)
+    victim = draw.choice(["the gang", "the gang", "the server", "experiment.py", "the analysis"])
+    number, evaluations = draw.choice([signal.SIGKILL, signal.SIGTERM]), sorted(evaluation_steps(20))
+    step, delay = draw.choice([None, *evaluations]), draw.uniform(0, 2)
+    recipe = yaml.safe_load((ROOT / "recipes/starter.yaml").read_text())
+    recipe |= {"max_steps": 20, "per_device_train_batch_size": 2, "dataset_test_split": "test[:8]"}
+    (checkout / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    sweep = yaml.safe_load((ROOT / "sweep.yaml").read_text())
+    sweep["parameters"]["learning_rate"]["values"] = [1.0e-3, 5.0e-3]
+    sweep["command"] = ["recipe.yaml" if word == "recipes/starter.yaml" else word for word in sweep["command"]]
+    (checkout / "two.yaml").write_text(yaml.safe_dump(sweep))
+    often = (
+        (ROOT / "checkpoint.py")
+        .read_text()
+        .replace("SECONDS = 60.0", "SECONDS = 1.0")
+        .replace("SHARE = 0.01", "SHARE = 1")
+    )
+    (checkout / "checkpoint.py").unlink()  # a link
+    (checkout / "checkpoint.py").write_text(often)
+    process, log = launch(checkout, "--sweep", "two.yaml"), checkout / "outputs/latest/agent-0.log"
+
+    def hit() -> list[int]:
+        found = processes_in(checkout).items()
+        return [pid for pid, command in found if re.search(GANG_VICTIMS[victim], command)]
+
+    def due() -> bool:
+        if process.poll() is not None or victim == "the analysis":
+            return process.poll() is not None or bool(hit())
+        reached = f"gang: step {step} of 20" if step is not None else ""
+        return log.exists() and reached in log.read_text()
+
+    wait(due, 600)
+    time.sleep(delay)
+    pids = hit()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    code = process.wait(600)
+    wait(lambda: not processes_in(checkout), 300)
+    said = (checkout / "printed").read_text()
+    print(f"{victim}, {number.name} {delay:.1f} s after step {step}, hit {len(pids)}, exit code {code}")
+    assert "Traceback" not in said, said
+    if code:
+        again = experiment("--resume")
+        print("; ".join(sorted(set(re.findall(r"goes on after step \d+", log.read_text())))) or "from the beginning")
+        assert again.returncode == 0, f"{said}\n--- again\n{again.stdout}{again.stderr}\n{log.read_text()}"
+    for rate in (0.001, 0.005):
+        runs = json.loads((checkout / f"outputs/latest/lr_{rate}/run_data.json").read_text())["runs"]
+        (run,) = [run for run in runs if run["state"] == "finished"]
+        assert sorted(run["files"]) == ["eval_nll.json", "generations.json"]
+        rows = [row["train/global_step"] for row in run["history"] if "train/loss" in row]
+        assert rows == list(range(1, 21))
+        assert [row["train/global_step"] for row in run["history"] if "eval/loss" in row] == evaluations
     assert not processes_in(checkout)

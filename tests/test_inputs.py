@@ -54,6 +54,9 @@ def rename(old: str, new: str):
     return lambda folder: (folder / old).rename(folder / new)
 
 
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+
+
 @pytest.mark.parametrize(
     ("spoil", "flags", "message"),
     [
@@ -61,6 +64,7 @@ def rename(old: str, new: str):
         (write("recipe.yaml", "- 1\n"), [], "expected `key: value` lines"),
         (write("recipe.yaml", ""), [], "expected `key: value` lines"),
         (write("recipe.yaml", "1: 2\n"), [], "expected `key: value` lines"),
+        (write("recipe.yaml", BOMB), [], "stand for more than 100,000 values"),
         (write("recipe.yaml", "a: [\n"), [], "--config recipe.yaml: while parsing"),
         (write("recipe.yaml", "max_steps: 4\n"), [], "model_name_or_path and dataset_name are needed"),
         (add("env: {WANDB_API_KEY: x}"), [], "remove the block env"),

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GPT2
 import train
 from data import load_split
 from inputs import InputError
+from memory import OutOfMemory
 from model import dequantised, noise_off
 from settings import parse, swept_values
 
@@ -337,6 +338,32 @@ def test_one_line_and_exit_code_2():
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("train.py:")]
     assert "no-such/model" in line and "local directory or a Hub name" in line
+
+
+@pytest.mark.slow
+def test_out_of_memory_is_a_row_with_what_would_fit(tmp_path, monkeypatch):
+    """As PyTorch says it on a GPU: three rows of four do not fit, nor four."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    compute = train.Trainer.compute_loss
+
+    def limited(trainer, model, inputs, *arguments, **keywords):
+        if len(inputs["input_ids"]) > 2:
+            said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of which"
+            raise torch.OutOfMemoryError(f"{said} 1.20 GiB is free. Including non-PyTorch memory, this process has 78")
+        return compute(trainer, model, inputs, *arguments, **keywords)
+
+    monkeypatch.setattr(train.Trainer, "compute_loss", limited)
+    flags = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "adapters")]
+    with pytest.raises(OutOfMemory) as caught:
+        train.train(*parse([*STARTER, *flags, "--dataset_test_split", "test[:8]"]), {"learning_rate": 2e-4})
+    train.wandb.teardown()
+    fits = "per_device_train_batch_size: 2 fits, with gradient_accumulation_steps: 2"
+    free = "GPU 0 has a total capacity of 79.1 GiB of which 1.20 GiB is free"
+    assert str(caught.value) == f"Tried to allocate 2.00 GiB. {free}; {fits}"
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    assert fits in subprocess.check_output(inspect, text=True)
 
 
 @pytest.mark.slow

@@ -3,10 +3,14 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
+from analysis import pull
+from analysis.files import InputError
 from analysis.pull import read_files
 from tests.analysis import simulate
 
@@ -147,3 +151,12 @@ def test_an_output_that_cannot_be_written_is_named(server, sweep, tmp_path):
     (tmp_path / "file").write_text("")
     done = analyse(server, sweep, "--output", tmp_path / "file" / "out")
     assert done.returncode == 2 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_server_that_goes_away_is_one_line():
+    def sweep(path: str):
+        raise WandbApiFailedError("wandb-core gave up")
+
+    gone = SimpleNamespace(settings={"base_url": "http://gone"}, sweep=sweep)
+    with pytest.raises(InputError, match=r"no sweep a/b/c on http://gone \(wandb-core gave up\)"):
+        pull.find(gone, "a/b/c")

@@ -114,6 +114,12 @@ def test_a_resumed_run_is_noted_and_an_evaluation_at_a_logged_step_is_not():
     assert read_run(simulate.record("good")).notes == []
 
 
+def test_out_of_memory_is_a_state_that_says_what_would_fit():
+    why = "Tried to allocate 2.00 GiB; per_device_train_batch_size: 2 fits"
+    run = one(state="failed", summary={"out_of_memory": why}, history=[])
+    assert run.state == "out of memory" and f"out of memory: {why}" in run.notes
+
+
 def test_modules_of_the_examples_are_read_and_must_fit():
     record = simulate.record("good", examples=6)
     record["files"]["eval_nll.json"]["module"] = ["a", "a", "b", "b", "b", "c"]

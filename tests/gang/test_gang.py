@@ -18,11 +18,12 @@ import wandb
 import yaml
 from datasets import Dataset
 from safetensors.torch import load_file
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 import train
 from data import load_split
 from gang import size
-from gang.agent import Sweep, difference
+from gang.agent import Agents, Sweep, difference, patiently
 from gang.loop import Gang, Loop
 from gang.member import Member
 from gang.packing import packable
@@ -408,7 +409,51 @@ def test_sigterm_sends_the_rest_and_exits_143(server, tmp_path, api):
     assert process.wait(60) == 143
     for run in wandb.Api().sweep(path).runs:
         steps = [row["train/global_step"] for row in run.scan_history() if "train/loss" in row]
-        assert run.state == "failed" and steps == list(range(1, len(steps) + 1)) and len(steps) >= 3
+        assert run.state == "preempted" and steps == list(range(1, len(steps) + 1)) and len(steps) >= 3
+
+
+def test_out_of_memory_tries_less_and_goes_on(server, tmp_path, api, monkeypatch, capsys):
+    """Two at once do not fit, and one of the two not even alone; what the second has begun is not lost."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    wandb.teardown()  # which forgets the mode of before
+    path = sweep(server, tmp_path, "test")
+    take = Step.train
+
+    def limited(step, batch, rates, update):
+        if len(step) > 1 or rates.max() > 2e-3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free. More")
+        return take(step, batch, rates, update)
+
+    monkeypatch.setattr(Step, "train", limited)
+    monkeypatch.setattr("gang.agent.HEARTBEAT_SECONDS", 0.5)
+    Agents(Sweep(path), 2).work()
+    said = capsys.readouterr()
+    assert "another try with 1 at once" in said.out and "another try with activations recomputed" in said.out
+    runs = {run.config["learning_rate"]: run for run in wandb.Api().sweep(path).runs}
+    assert {rate: run.state for rate, run in runs.items()} == {5e-3: "failed", 1e-3: "finished"}
+    reason = runs[5e-3].summary["out_of_memory"]
+    assert reason.startswith("Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free; ")
+    assert "out_of_memory" not in runs[1e-3].summary and f"OutOfMemoryError: {runs[5e-3].id}: {reason}" in said.err
+
+
+def test_a_gang_waits_for_a_server_that_is_away(monkeypatch, capsys):
+    def answer(*failures: Exception):
+        left = list(failures)
+
+        def ask() -> str:
+            if left:
+                raise left.pop(0)
+            return "it is back"
+
+        return patiently(ask)
+
+    monkeypatch.setattr("gang.agent.HEARTBEAT_SECONDS", 0)
+    assert answer(WandbApiFailedError("no answer"), WandbApiFailedError("no answer")) == "it is back"
+    assert capsys.readouterr().out == 2 * "gang: no answer; another try follows\n"
+    monkeypatch.setattr("gang.agent.PATIENCE", -1)
+    with pytest.raises(InputError, match="the server does not answer: no answer"):
+        answer(WandbApiFailedError("no answer"))
 
 
 def test_the_sweeps_command_gives_the_flags_of_train_py():

@@ -214,6 +214,7 @@ def test_run_stop_reaches_the_agent(api, sweep):
     run = start(name, sid)
     api.run(f"local/{PROJECT}/{name}").stop()
     assert agent.beat(name) == [{"type": "stop", "run_id": name}]
+    run.mark_preempting()  # as a program that takes every SIGTERM for a preemption
     run.finish(exit_code=143)
     assert states(sid)[name] == "killed"
 

@@ -1,0 +1,88 @@
+"""A gang that was interrupted goes on, as a gang or with train.py, equal to one that nobody interrupted."""
+
+import os
+import shutil
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+import checkpoint
+import train
+from gang.loop import Gang, Loop
+from gang.member import Member
+from settings import parse
+from tests.gang.test_gang import flags, offline, rows  # noqa: F401 (offline is a fixture of every test)
+from tests.test_checkpoint import signals  # noqa: F401 (a fixture)
+
+pytestmark = pytest.mark.slow
+
+POINTS = [{"learning_rate": 2e-3, "seed": 0}, {"learning_rate": 1e-3, "seed": 1, "lora_r": 8, "lora_alpha": 24}]
+NINE = ["--dataset_train_split", "train[:9]"]  # of two a step: the checkpoint lies within the second epoch
+
+
+def gang(folder, *names: str) -> list[Member]:
+    members = []
+    for name, point in zip(names, POINTS, strict=True):
+        words = flags(folder, *NINE, *(f"--{key}={value}" for key, value in point.items()), steps=8)
+        members.append(Member(name, {key: {"value": value} for key, value in point.items()}, words))
+    return members
+
+
+def test_a_gang_goes_on_from_its_checkpoint(tmp_path, monkeypatch, signals):  # noqa: F811
+    whole = gang(tmp_path / "whole", "whole0", "whole1")
+    Loop("sweep").train(whole)
+    issue = Gang.issue
+
+    def interrupted(gang, plan):
+        if plan.number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        issue(gang, plan)
+
+    monkeypatch.setattr(Gang, "issue", interrupted)
+    with pytest.raises(SystemExit) as exit:
+        Loop("sweep").train(gang(tmp_path / "parts", "lost0", "lost1"))
+    assert exit.value.code == 143
+    monkeypatch.setattr(Gang, "issue", issue)
+    saved = sorted(path.parts[-2:] for path in (tmp_path / "parts").glob("adapters/*/*"))
+    assert [(name.rpartition("-")[2], folder) for name, folder in saved] == [
+        ("lost1", "checkpoint-6"), ("lost0", "checkpoint-6")
+    ]  # fmt: skip
+    shutil.copytree(tmp_path / "parts", tmp_path / "alone")
+    parts = gang(tmp_path / "parts", "new0", "new1")  # the same points, given to new runs of the sweep
+    Loop("sweep").train(parts)
+    for mine, other in zip(parts, whole, strict=True):
+        assert mine.error is None and mine.start == 6
+        assert [sorted(row) for row in rows(mine)] == [sorted(row) for row in rows(other)]
+        for row, expected in zip(rows(mine), rows(other), strict=True):
+            assert row == pytest.approx(expected, rel=1e-6), row["step"]
+        assert mine.trainer.example_losses == other.trainer.example_losses
+        assert mine.trainer.first_batch_hash == other.trainer.first_batch_hash
+    assert not list((tmp_path / "parts").glob("adapters/*/checkpoint-*"))
+    assert not list((tmp_path / "parts").glob("adapters/*lost*"))
+
+    left = []
+    leave = train.leave
+    monkeypatch.setattr(train, "leave", lambda trainer, *more: (left.append(trainer), leave(trainer, *more)))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    words = gang(tmp_path / "alone", "lost0", "lost1")[1].flags
+    train.train(*parse(words), POINTS[1])
+    for row, expected in zip(rows(SimpleNamespace(trainer=left[0])), rows(whole[1]), strict=True):
+        assert row == pytest.approx(expected, rel=1e-5), row["step"]
+
+
+def test_checkpoints_keep_their_pace(monkeypatch):
+    """At least SECONDS apart, and never more than SHARE of the time."""
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    pace = checkpoint.Pace()
+    clock[0] = checkpoint.SECONDS
+    assert not pace.due
+    clock[0] += 1
+    assert pace.due
+    clock[0] += 3
+    pace.save(clock[0] - 3)
+    clock[0] += 3 / checkpoint.SHARE
+    assert not pace.due
+    clock[0] += 1
+    assert pace.due

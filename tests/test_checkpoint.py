@@ -1,0 +1,175 @@
+"""An interrupted run goes on: equal to one that nobody interrupted, in the same W&B run, without a gap or a double."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import wandb
+import yaml
+
+import checkpoint
+import train
+from data import load_split
+from inputs import InputError
+from settings import parse
+from tests.test_faults import processes_in, wait
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--config", "recipes/starter.yaml", "--max_steps", "6", "--per_device_train_batch_size", "2"]
+
+
+class Config(dict):
+    """run.config, as far as train.py uses it."""
+
+    def update(self, values, allow_val_change=None):
+        super().update(values)
+
+
+class InterruptAfter(train.TrainerCallback):
+    """The signal arrives within the step after this one."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def rows(state) -> list[dict]:
+    """What was logged, without times."""
+    log = state.log_history
+    return [{key: x for key, x in row.items() if "runtime" not in key and "per_second" not in key} for row in log]
+
+
+def trained(folder: Path, *flags: str, callbacks=(), resume=False) -> train.Trainer:
+    """A trainer of nine rows that has come to its end, or to an interruption."""
+    settings = [*SMALL, "--report_to", "none", "--output_dir", str(folder), *flags]
+    data, training, base = parse(settings)
+    identity = checkpoint.identity(data, training, base)
+    found = checkpoint.find(training, identity, "own", None) if resume else None
+    assert bool(found) == resume
+    trainer = train.Trainer(base, training, *(load_split(data, split) for split in ("train[:9]", "test[:8]")))
+    training.output_dir = str(folder / "own")
+    run = SimpleNamespace(id="own", sweep_id=None, starting_step=0, config=Config(), summary={"diverged_at_step": 5})
+    train.watch_run(trainer, run, {"data_fingerprint": "same"}, identity, found)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    with checkpoint.interruption.waits():
+        trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
+    assert not resume or "diverged_at_step" not in run.summary
+    return trainer
+
+
+@pytest.fixture
+def signals():
+    """This process takes signals as train.py and a gang do."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    checkpoint.interruption.install()
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def in_project(monkeypatch, signals):
+    monkeypatch.chdir(ROOT)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
+BFLOAT16 = ["--adapter_dtype", "bfloat16", "--gradient_accumulation_steps", "2"]
+COSINE = ["--lr_scheduler_type", "cosine", "--freeze_a", "true", "--lora_dropout", "0.1"]
+
+
+@pytest.mark.parametrize("flags", [[], BFLOAT16, COSINE], ids=["plain", "bfloat16", "cosine, frozen A, dropout"])
+def test_a_resumed_run_equals_the_uninterrupted_one(flags, tmp_path, in_project):
+    """Every column of every row, and the NLL of every example."""
+    whole = trained(tmp_path / "whole", *flags)
+    with pytest.raises(SystemExit) as exit:
+        trained(tmp_path / "parts", *flags, callbacks=[InterruptAfter(2)])
+    assert exit.value.code == 143
+    assert [path.name for path in (tmp_path / "parts/own").iterdir()] == ["checkpoint-3"]
+    parts = trained(tmp_path / "parts", *flags, resume=True)
+    assert [sorted(row) for row in rows(parts.state)] == [sorted(row) for row in rows(whole.state)]
+    for mine, row in zip(rows(parts.state), rows(whole.state), strict=True):
+        assert mine == pytest.approx(row, rel=1e-6), row["step"]
+    assert parts.example_losses == whole.example_losses and parts.first_batch_hash == whole.first_batch_hash
+
+
+def test_a_checkpoint_is_whole_or_none_and_of_the_same_settings(tmp_path, in_project, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    trained(tmp_path)
+    (kept,) = (tmp_path / "own").iterdir()  # each deletes the one before it; there is none at the end, which is near
+    assert kept.name == "checkpoint-5"
+
+    def found(*flags: str, run_id: str = "own", sweep: str | None = None):
+        data, training, base = parse([*SMALL, "--report_to", "none", "--output_dir", str(tmp_path), *flags])
+        return checkpoint.find(training, checkpoint.identity(data, training, base), run_id, sweep)
+
+    assert found().step == 5
+    assert found(run_id="other") is None
+    assert found("--learning_rate", "1e-3") is None and "other settings: the run begins anew" in capsys.readouterr().out
+    assert found("--resume_from_checkpoint", str(kept), run_id="other").step == 5
+    (kept / checkpoint.ABOUT).rename(kept / "run.json.unfinished")
+    assert found() is None
+    with pytest.raises(InputError, match=r"no run\.json there; give a checkpoint-STEP"):
+        found("--resume_from_checkpoint", str(kept))
+
+
+@pytest.fixture
+def agent(server, checkout, tmp_path):
+    """Starts W&B's own agent on a sweep of one run of 24 steps, in a checkout; returns its process and the sweep."""
+
+    def start(project: str, *flags: str) -> tuple[subprocess.Popen, str]:
+        recipe = yaml.safe_load((ROOT / "recipes/starter.yaml").read_text())
+        recipe |= {"max_steps": 24, "per_device_train_batch_size": 2, "dataset_test_split": "test[:8]"}
+        (checkout / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        command = ["${env}", "python", "train.py", "--config", "recipe.yaml", *flags, "${args}"]
+        sweep = {"program": "train.py", "method": "grid", "command": command}
+        sweep["parameters"] = {"learning_rate": {"values": [1.0e-3]}}
+        (checkout / "one.yaml").write_text(yaml.safe_dump(sweep))
+        environment = server.env | {"WANDB_PROJECT": project, "WANDB_DIR": str(tmp_path)}
+        printed = server.run("wandb", "sweep", "one.yaml", cwd=checkout, env=environment).stderr
+        path = printed.rpartition("wandb agent ")[2].split()[0]
+        with open(checkout / "agent.log", "w") as log:
+            command = ["wandb", "agent", path]
+            return subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log), path
+
+    return start
+
+
+def fresh(path: str) -> wandb.apis.public.Sweep:
+    return wandb.Api().sweep(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_is_killed_goes_on_from_its_checkpoint(number, agent, api, checkout):
+    """The same W&B run after a preemption; after a kill, of which nobody can tell W&B, a new one with all rows."""
+    often = ["--save_strategy", "steps", "--save_steps", "1"] if number == signal.SIGKILL else []
+    process, path = agent(f"killed-{number}", *often)
+    saved = checkout / "outputs/adapters"
+    wait(lambda: [run for run in fresh(path).runs if run.summary.get("train/global_step", 0) > 4])
+    (first,) = fresh(path).runs
+    (training,) = [pid for pid, command in processes_in(checkout).items() if command.startswith("python train.py")]
+    os.kill(training, number)
+    assert process.wait(300) == 0, (checkout / "agent.log").read_text()
+    assert "goes on after step" in (checkout / "agent.log").read_text()
+    runs = {run.id: run for run in fresh(path).runs}
+    if number == signal.SIGTERM:
+        assert list(runs) == [first.id]
+        assert not list(saved.glob("*/checkpoint-*"))
+    else:
+        assert [runs.pop(first.id).state] == ["crashed"]
+    (run,) = runs.values()
+    logged = [(row["train/global_step"], "train/loss" in row) for row in run.scan_history()]
+    evaluations = [(step, False) for step in train.evaluation_steps(24)]
+    assert run.state == "finished" and logged.pop() == (24, False)  # the last row has the epoch alone
+    assert sorted(logged) == sorted([(step, True) for step in range(1, 25)] + evaluations)
+    assert run.summary["train/global_step"] == 24 and run.summary["train_seconds"] > 0
