@@ -43,6 +43,7 @@ from trl import SFTTrainer, get_peft_config
 from trl.trainer import utils as trl_utils
 
 import adapter
+import guides
 from data import DataConfig, fingerprint, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
 from model import check_model, check_template, dequantised, load_model, model_arguments
@@ -311,6 +312,7 @@ def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
     return (
         vars(data)
         | vars(base)
+        | guides.source(base.guide)
         | {
             "vocab_size": trainer.model.config.get_text_config().vocab_size,
             "adapted_modules": adapted,

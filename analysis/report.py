@@ -13,7 +13,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import behaviour, folder, provenance, tables
 from analysis.files import number
-from analysis.headline import answer, basis, by_loss, improved, modules_known, not_evaluated, row_of, scope
+from analysis.headline import (
+    answer,
+    basis,
+    by_loss,
+    guide_name,
+    guide_settings,
+    improved,
+    modules_known,
+    not_evaluated,
+    row_of,
+    scope,
+)
 from analysis.hypotheses import STANDARD
 from analysis.statistics import COARSE
 from analysis.tables import winner
@@ -26,6 +37,7 @@ from analysis.words import (
     html,
     in_words,
     labels,
+    listed,
     percent,
     plural,
     rate_label,
@@ -68,13 +80,15 @@ def context(results: dict, directory: Path, pictures: list[str]) -> dict:
         "pictures": pictures,
         "scope": scope(r),
         "caption": scope(r) + caption(r),
-        "conditions": scope(r) + provenance.conditions(r),
+        "conditions": ("" if r["guide"] else scope(r)) + provenance.conditions(r),
         "rates": tables.table(tables.RATES, r["rates"], r),
         "legend": legend(r),
         "moments": tables.table(tables.MOMENTS, r["rates"], r) if r["best_rate"] is not None else None,
         "passes": passes(r),
         "budget": tables.budget(r),
         "budget_words": budget(r),
+        "guides": tables.table(tables.GUIDES, r["guides"]["rows"], r) if r["guides"] else None,
+        "guide_words": guides(r),
         "hypotheses": tables.table(tables.HYPOTHESES, r["hypotheses"], r),
         "one_seed": r["seeds"] == 1,
         "questions": questions(r),
@@ -191,6 +205,40 @@ def stayed(lead: dict, row: dict, rows: list[dict]) -> bool:
     """Whether the best rate of `lead` is that of the later `row` too, and was within ε of the best in between."""
     between = [x for x in rows if lead["step"] <= x["step"] <= row["step"]]
     return lead["best_rate"] == row["best_rate"] and all(row["best_rate"] in x["within"] for x in between)
+
+
+def guides(r: dict) -> list[str]:
+    """What the guides' table means, whom it tells from the best known, and on which axis they lie."""
+    g = r["guides"]
+    if g is None:
+        return []
+    best = g["best"]
+    alone = best["name"] is not None
+    what = "the lowest guide; no grid of rates is beside it" if alone else "the best rate of the grid"
+    found = [
+        "Each guide as a whole: its rate, r and α on the same base, data, steps, batch, schedule and seeds. So this "
+        "ranks what following a guide costs here; it does not say which of the three does it. Dropout, and whatever "
+        f"else a guide sets, is left out. Regret and steps lost are against {guide_settings(best)}: {what}. Its mean "
+        "curve passed the guide's final loss so many steps before its end."
+    ]
+    words = {"in": "As good as the best known", "undecided": "Not settled", "out": "Worse by more than matters"}
+    for verdict, label in words.items():
+        names = [guide_name(x) for x in g["rows"] if x["compared"] and x["verdict"] == verdict and x["regret"]]
+        found += [f"{label}: {listed(names)}."] if names else []
+    found += [f"No run of {listed(g['missing'])}."] if g["missing"] else []
+    known = {axis: rho for axis, rho in g["axes"].items() if rho is not None}
+    on = [x["axes"]["α·η"] for x in g["rows"] if x["compared"] and x["axes"]["α·η"]]
+    if on and best["axes"]["α·η"]:
+        here = small(best["axes"]["α·η"])
+        found.append(f"α·η runs from {small(min(on))} to {small(max(on))} over the guides; the best known has {here}.")
+    if known:
+        each = ", ".join(f"{axis} {decimals(rho, '.2f')}" for axis, rho in known.items())
+        count = sum(x["compared"] for x in g["rows"])
+        found.append(
+            f"Which axis orders them: rank correlation of a guide's loss with its distance from the best known on "
+            f"{each} (Spearman, {count} guides: a description, no test)."
+        )
+    return found
 
 
 def questions(r: dict) -> list[tuple[str, str]]:

@@ -5,10 +5,13 @@ itself as markdown and as HTML.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from html import unescape
 
 from analysis.files import number
+from analysis.headline import guide_name, guide_settings
 from analysis.words import decimals, html, labels, percent, rate_label, settings, shortened, small, steps
 
 NONE, BEST = "—", "best"
@@ -159,6 +162,44 @@ BUDGET: Columns = (
     ),
 )
 
+
+def guide(x: dict, r: dict) -> str:
+    """Who recommends it, with a link to where that was read; no other address is made a link."""
+    name, url = guide_name(x), unescape(x["source"].get("url", ""))
+    return f"[{name}]({url})" if re.fullmatch(r"https://[\w./@-]+", url) else name
+
+
+def regret(x: dict, r: dict) -> str:
+    if x["regret"] is None:
+        return BEST if x["compared"] else NONE
+    return with_interval(x["regret"]["mean"], x["regret"]["interval"], "+.3f")
+
+
+def steps_lost(x: dict, r: dict) -> str:
+    found = x["steps_lost"]
+    return NONE if found is None else with_interval(found["mean"], found["interval"], ".0f")
+
+
+def guide_verdict(x: dict, r: dict) -> str:
+    if x["differs"]:
+        return f"not compared: {settings(x['differs'])}"
+    return {"in": "as good", "out": "worse", "undecided": "open"}[x["verdict"]] if x["compared"] else NONE
+
+
+GUIDES: Columns = (
+    ("Guide", guide),
+    ("Settings", lambda x, r: guide_settings(x)),
+    ("α·η", lambda x, r: small(x["axes"]["α·η"])),
+    ("Seeds", seeds),
+    ("Final Eval Loss", lambda x, r: mean_sd(x["final_eval"])),
+    ("Regret [95 %]", regret),
+    ("Steps lost [95 %]", steps_lost),
+    ("Against the best known", guide_verdict),
+    ("Behavior", lambda x, r: ", ".join(f"{word} {n}/{x['n']}" for word, n in x["behaviours"].items())),
+    ("It also sets, left out here", lambda x, r: x["source"].get("left_out", NONE)),
+    ("Read on", lambda x, r: x["source"].get("date", NONE)),
+)
+
 HYPOTHESES: Columns = (
     ("", lambda x, r: x["name"]),
     ("Hypothesis, fixed before the runs", lambda x, r: x["claim"]),
@@ -259,7 +300,9 @@ def end_of(x: dict, r: dict) -> str:
 
 def remarks(x: dict, r: dict) -> str:
     beside = ", ".join(f"{key} = {value}" for key, value in x["differs"].items())
-    parts = [x["reason"], *x["notes"], f"not compared: {x['excluded']}" if x["excluded"] else ""]
+    guide = x["config"].get("guide")
+    excluded = f"not compared: {x['excluded']}" if x["excluded"] else ""
+    parts = [f"guide {guide}" if guide else "", x["reason"], *x["notes"], excluded]
     return "; ".join(part for part in (*parts, f"beside the main grid: {beside}" if beside else "") if part)
 
 

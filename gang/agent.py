@@ -24,7 +24,7 @@ from settings import parse
 
 INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words that may stand before train.py
 HEARTBEAT_SECONDS = 5  # as wandb agent
-DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha"}
+DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha", "guide"}
 
 
 @dataclass

@@ -1,0 +1,156 @@
+"""Guides: runs that follow the settings that others recommend, ranked and set against the best rate known.
+
+Groups of differing recipes are never ranked against each other, with this exception. A guide is a setting as a whole:
+what is compared is what following it costs here, not the effect of its rank or its α alone. And only what it stands for
+may differ (sweep.GUIDED); a guide whose runs differ from the others in anything else is not compared, and says so.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from analysis import rates, statistics
+from analysis.curves import first_crossing
+from analysis.files import number
+from analysis.rates import mean_curve
+from analysis.runs import Checkpoint, Run
+from analysis.statistics import Estimate, Spread, spread
+from analysis.study import Study
+from analysis.sweep import GUIDED, asked_guides
+
+FEWEST = 4  # guides for a rank correlation
+# What might order the guides: the rate, what it is multiplied with, and the size of LoRA's first steps, which is
+# (α/r)·η·sqrt(r) up to what the model sets (see mechanism.py).
+AXES = {
+    "η": lambda rate, r, alpha: rate,
+    "α·η": lambda rate, r, alpha: alpha * rate,
+    "α·η/√r": lambda rate, r, alpha: alpha * rate / math.sqrt(r),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A rate with its rank and α: of a guide, or the best known. Losses in nats per token."""
+
+    name: str | None  # of the guide; None for a rate of the main grid
+    learning_rate: float | None
+    lora_r: float | None
+    lora_alpha: float | None
+    runs: tuple[Run, ...]
+    diverged: int
+
+    @property
+    def ends(self) -> dict[object, Checkpoint]:
+        return {} if self.diverged else rates.by_seed(list(self.runs), "end")
+
+    def on(self, axis: str) -> float | None:
+        known = (self.learning_rate, self.lora_r, self.lora_alpha)
+        return None if None in known else AXES[axis](*known)
+
+
+def setting(part: Study, rate: float | None) -> Setting:
+    """A study's runs at one rate."""
+    runs = part.used.get(rate, [])
+    config = runs[0].config if runs else {}
+    r, alpha = number(config.get("lora_r")), number(config.get("lora_alpha"))
+    return Setting(part.guide, rate, r, alpha, tuple(runs), sum(map(part.diverged, runs)))
+
+
+def guides(study: Study) -> dict | None:
+    """The guides' table, best first, what they are set against, and which axis orders them; None without guides."""
+    if not study.guides:
+        return None
+    found = [(part, setting(part, next(iter(part.used), None))) for part in study.guides]
+    compared = [one for part, one in found if one.ends and not other_than_guided(study, part)]
+    best = setting(study, study.best_rate)
+    candidates = compared if study.guide else [*([best] if best.ends else []), *compared]
+    width, excesses = study.basin_width, bounds(candidates)
+    rows = [
+        row(study, part, one, best, excesses[candidates.index(one)] if one in candidates else None)
+        for part, one in found
+    ]
+    rows.sort(
+        key=lambda x: math.inf if x["final_eval"]["mean"] is None or not x["compared"] else x["final_eval"]["mean"]
+    )
+    missing = [name for name in asked_guides(study.sweeps) if name not in {x["name"] for x in rows}]
+    return {
+        "best": place(best) | {"name": best.name, "loss": study.best_loss},
+        "width": width,
+        "rows": rows,
+        "missing": missing,
+        "axes": {axis: order(axis, best, compared) for axis in AXES} if len(compared) >= FEWEST else {},
+    }
+
+
+def place(one: Setting) -> dict:
+    return {key: getattr(one, key) for key in GUIDED} | {"axes": {axis: one.on(axis) for axis in AXES}}
+
+
+def other_than_guided(study: Study, part: Study) -> dict:
+    """The settings, beside those that a guide stands for, in which it differs from the main grid."""
+    return {key: value for key, value in part.differs.items() if key not in GUIDED} if part is not study else {}
+
+
+def bounds(candidates: list[Setting]) -> list[tuple[float, float] | None]:
+    """For each setting the interval of its loss above the lowest, whichever that is (statistics.excess)."""
+    examples = rates.example_set([run for one in candidates for run in one.runs])
+    pairs = {
+        (i, j): statistics.difference(a.ends, b.ends, *examples)
+        for i, a in enumerate(candidates)
+        for j, b in enumerate(candidates)
+        if i != j
+    }
+    return [statistics.excess(i, pairs, len(candidates)) for i in range(len(candidates))]
+
+
+def row(study: Study, part: Study, one: Setting, best: Setting, excess: tuple[float, float] | None) -> dict:
+    """One guide. regret: its loss − the best known's, by seed; steps lost: how much sooner the best known is there."""
+    runs = list(one.runs)
+    regret = None
+    if one.ends and best.ends and one.runs != best.runs:
+        regret = statistics.difference(one.ends, best.ends, *rates.example_set([*runs, *best.runs]))
+    differs, source = other_than_guided(study, part), runs[0].config.get("guide_source") if runs else None
+    ends: Spread = spread([end.loss for end in one.ends.values()])
+    return {
+        "name": one.name,
+        "source": source if isinstance(source, dict) else {},
+        **place(one),
+        "n": len(runs),
+        "diverged": one.diverged,
+        "compared": bool(one.ends) and not differs,
+        "differs": differs,
+        "final_eval": {"mean": ends.mean, "sd": ends.sd, "n": ends.n},
+        "regret": None
+        if regret is None or differs
+        else {"mean": regret.mean, "interval": regret.interval, "covers": regret.covers},
+        "steps_lost": None if regret is None or differs else steps_lost(study, best, regret),
+        "verdict": statistics.basin_verdict(excess, study.basin_width) if excess and study.basin_width else "undecided",
+        "behaviours": rates.count([part.verdicts[run.id].behaviour for run in runs]),
+    }
+
+
+def steps_lost(study: Study, best: Setting, regret: Estimate) -> dict | None:
+    """Of the planned steps, those that were left when the best known's mean curve passed the guide's final loss."""
+    curve = mean_curve(list(best.runs)).between(1, np.inf)
+    if not len(curve):
+        return None
+
+    def lost(above: float) -> float:
+        return max(0.0, float(curve.step[-1]) - first_crossing(curve, float(curve.value[-1]) + max(0.0, above)))
+
+    interval = None if regret.interval is None else [lost(bound) for bound in regret.interval]
+    return {"mean": lost(regret.mean), "interval": interval}
+
+
+def order(axis: str, best: Setting, compared: list[Setting]) -> float | None:
+    """Spearman's rank correlation, over the guides, of final loss with the distance to the best on an axis (log)."""
+    here = best.on(axis)
+    others = [one for one in compared if one.runs != best.runs and one.on(axis)]
+    if not here or len(others) < FEWEST:
+        return None
+    distance = np.round([abs(math.log(one.on(axis) / here)) for one in others], 9)
+    loss = [spread([end.loss for end in one.ends.values()]).mean for one in others]
+    a, b = rankdata(distance), rankdata(loss)
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else None
