@@ -318,7 +318,10 @@ def update_ratio(axes: Axes, study: Study) -> None:
 
 
 def best_by_budget(axes: Axes, study: Study) -> None:
-    """The rate with the lowest mean eval loss at each step, and (hollow) those within the margin of it."""
+    """The rate with the lowest mean eval loss at each step, and (hollow) those within the margin of it.
+
+    Dashed: the parabola's place between the rates, with its band; a bar: what the line says of a budget not run.
+    """
     if why := nothing_to_compare(study):
         return empty(axes, why)
     rates = study.rates
@@ -331,6 +334,11 @@ def best_by_budget(axes: Axes, study: Study) -> None:
     between = [(row["step"], row["between"]) for row in study.budget if row["between"] is not None]
     if len(between) > 1:
         axes.plot(*zip(*between, strict=True), color=QUIET, linewidth=1.2, linestyle="--", zorder=1)
+        bands = [(row["step"], *row["band"]) for row in study.budget if row["band"] is not None]
+        axes.fill_between(*zip(*bands, strict=True), color="#f0c75e", alpha=0.35, linewidth=0, zorder=0)
+    for told in (x for x in study.budget_law["for"] if not x["run"]):
+        axes.plot([told["steps"]] * 2, told["interval"], color=QUIET, linewidth=2, zorder=1)
+        axes.plot(told["steps"], told["rate"], "_", color=QUIET, markersize=9, zorder=1)
     mark_passes(axes, study)
     close = any(b / a < 1.25 for a, b in pairwise(rates)) or len(rates) > 8
     axes.set_yticks(rates, [rate_label(rate) for rate in rates], fontsize=6.5 if close else 8.5)

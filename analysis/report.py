@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import behaviour, folder, provenance, tables
+from analysis.budget import WITHIN
 from analysis.files import number
 from analysis.headline import (
     answer,
@@ -87,6 +88,7 @@ def context(results: dict, directory: Path, pictures: list[str]) -> dict:
         "passes": passes(r),
         "budget": tables.budget(r),
         "budget_words": budget(r),
+        "budget_law": budget_law(r),
         "guides": tables.table(tables.GUIDES, r["guides"]["rows"], r) if r["guides"] else None,
         "guide_words": guides(r),
         "hypotheses": tables.table(tables.HYPOTHESES, r["hypotheses"], r),
@@ -205,6 +207,39 @@ def stayed(lead: dict, row: dict, rows: list[dict]) -> bool:
     """Whether the best rate of `lead` is that of the later `row` too, and was within ε of the best in between."""
     between = [x for x in rows if lead["step"] <= x["step"] <= row["step"]]
     return lead["best_rate"] == row["best_rate"] and all(row["best_rate"] in x["within"] for x in between)
+
+
+def budget_law(r: dict) -> str:
+    """For N steps use η; or that this is not known, and why."""
+    law, words = r["budget_law"], "For a budget that was not run this does not know the best rate"
+    steps = law["budgets"]
+    if law["reason"] == "schedule":
+        return f"{words}: the schedule is not constant."
+    if law["reason"] == "coarse":
+        return (
+            f"{words}: that takes four budgets at which rates half a decade away or less lie on both sides of the "
+            f"best, and here are {in_words(len(steps))}."
+        )
+    if law["reason"] == "wide":
+        return f"{words}: the line through {len(steps)} budgets leaves it open by more than a factor of {WITHIN}."
+    last = [x for x in law["for"] if x["run"]][-1]
+    covers = f"{plural(law['seeds'], 'seed')} and the line" if law["seeds"] > 1 else "the line alone, one seed"
+    found = [
+        f"For N steps use about {rate_label(last['rate'])} · (N/{last['steps']})^{decimals(law['power'], '.2f')}: a "
+        f"line through the parabolas of {len(steps)} budgets of {steps[0]} to {steps[-1]} steps. At {last['steps']} "
+        f"steps {tables.rate_with_interval(last)}, over {covers}."
+    ]
+    check, beyond = law["check"], [x for x in law["for"] if not x["run"]]
+    if check:
+        found.append(
+            f"From {check['from']} steps and less it would have said {rate_label(check['said'])} for {check['steps']}, "
+            f"where the parabola has {rate_label(check['is'])}."
+        )
+    if beyond:
+        found.append(f"For {beyond[0]['steps']} steps, which nobody ran: {tables.rate_with_interval(beyond[0])}.")
+    else:
+        found.append(f"For more than {steps[-1]} steps this does not know the best rate.")
+    return " ".join(found)
 
 
 def guides(r: dict) -> list[str]:

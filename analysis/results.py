@@ -39,6 +39,7 @@ def results(study: Study) -> dict:
         "adapter": adapter(study),
         "rates": [rate_row(study, row) for row in study.rows],
         "budget": study.budget,
+        "budget_law": study.budget_law,
         "controls": [
             {"differs": part.differs, "points": [asdict(point) for point in control(study, part)]} for part in others
         ],

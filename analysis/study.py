@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis import behaviour, rates, statistics
+from analysis import behaviour, budget, rates, statistics
 from analysis.behaviour import Evidence, Verdict
 from analysis.files import number
 from analysis.hypotheses import hypotheses
@@ -84,6 +84,7 @@ class Study:
     rows: list[Rate]
     optimum: dict | None
     budget: list[dict]
+    budget_law: dict
     hypotheses: list[dict]
     mechanism: dict | None
     advice: Advice | None
@@ -271,6 +272,9 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault], lowest: floa
     planned = next((run.planned_steps for run in counted if run.planned_steps), None)
     width = None if comparison is None else comparison.width
     curves = {rate: curve for rate, found in used.items() if len(curve := mean_curve(found))}
+    by_budget = statistics.best_by_budget(curves, width or statistics.BASIN_NATS)
+    schedule = str(recipe.get("lr_scheduler_type", ""))
+    pass_steps = next((run.steps_per_pass for run in counted if run.steps_per_pass), None)
     return Study(
         sweeps=sweeps,
         runs=runs,
@@ -289,7 +293,8 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault], lowest: floa
         rows=rows,
         optimum=None if comparison is None else find_optimum(comparison, feasible, infeasible),
         guide=guide_of(runs[0]) if runs else None,
-        budget=statistics.best_by_budget(curves, width or statistics.BASIN_NATS),
+        budget=by_budget,
+        budget_law=budget.law(by_budget, seeds_by_budget(used, width), planned, schedule, pass_steps),
         hypotheses=hypotheses(rows, planned, width),
         mechanism=mechanism(rows, rank, alpha),
         advice=None if comparison is None else advise(comparison, feasible),
@@ -349,6 +354,18 @@ def reference(run: Run, used: dict[float, list[Run]]) -> Run | None:
     lowest = next((other for other in used[min(used)] if other.seed == run.seed), None)
     whole = lowest is not None and lowest.complete and np.isfinite(lowest["train/loss"].value).all()
     return lowest if whole else None
+
+
+def seeds_by_budget(used: dict[float, list[Run]], width: float | None) -> list[list[dict]]:
+    """best_by_budget for each seed that every rate has."""
+    curves = [{run.seed: run["eval/loss"].finite for run in runs} for runs in used.values()]
+    common = [seed for seed in curves[0] if all(seed in found for found in curves)] if curves else []
+    return [
+        statistics.best_by_budget(
+            {rate: found[seed] for rate, found in zip(used, curves, strict=True)}, width or statistics.BASIN_NATS
+        )
+        for seed in common
+    ]
 
 
 def find_optimum(comparison: Comparison, feasible: dict[float, list[Run]], infeasible: list[float]) -> dict:

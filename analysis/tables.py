@@ -150,17 +150,28 @@ MOMENTS: Columns = (
 BUDGET: Columns = (
     ("Budget in steps", lambda x, r: str(x["step"])),
     ("Passes", lambda x, r: decimals(x["passes"], ".2f")),
-    ("Best rate", lambda x, r: rate_label(x["best_rate"])),
+    ("Best rate", lambda x, r: "not run" if x["best_rate"] is None else rate_label(x["best_rate"])),
     ("Eval loss", lambda x, r: decimals(x["loss"])),
     (
         "Within the margin of it",
         lambda x, r: labels(others) if (others := [y for y in x["within"] if y != x["best_rate"]]) else NONE,
     ),
-    (
-        "Between the rates",
-        lambda x, r: NONE if x["between"] is None else f"about {rate_label(x['between'], 2)}",
-    ),
+    ("Between the rates", lambda x, r: between(x)),
+    ("The line says [95 %]", lambda x, r: NONE if x["law"] is None else rate_with_interval(x["law"])),
 )
+
+
+def between(x: dict) -> str:
+    """The parabola's lowest point, and in brackets where it is less than the margin above that."""
+    if x["between"] is None:
+        return NONE
+    low, high = (rate_label(end, 2) for end in x["band"])
+    return f"about {rate_label(x['between'], 2)} ({low} to {high})"
+
+
+def rate_with_interval(x: dict) -> str:
+    low, high = (rate_label(end, 2) for end in x["interval"])
+    return f"{rate_label(x['rate'], 2)} [{low}, {high}]"
 
 
 def guide(x: dict, r: dict) -> str:
@@ -323,7 +334,7 @@ SAMPLES: Columns = (("Learning Rate", lambda x, r: x["who"]), ("Completion", lam
 
 
 def budget(r: dict) -> Table | None:
-    """A few budgets, about doubling, with the passes over the data that each makes; None if rates have no order."""
+    """A few budgets, about doubling, and the one beyond, each with its passes; None if rates have no order."""
     if len(r["rates"]) < 2 or r["best_rate"] is None:
         return None
     rows: list[dict] = r["budget"]
@@ -332,4 +343,11 @@ def budget(r: dict) -> Table | None:
         if not shown or row["step"] * 1.9 <= shown[-1]["step"]:
             shown.append(row)
     per_pass = number(r["data"]["steps_per_pass"])
-    return table(BUDGET, [x | {"passes": x["step"] / per_pass if per_pass else None} for x in shown[:5][::-1]], r)
+    law = {x["steps"]: x for x in r["budget_law"]["for"]}
+    beyond = [{"step": x["steps"], "best_rate": None} for x in law.values() if not x["run"]]
+    empty = {"loss": None, "within": [], "between": None, "band": None}
+    more = {
+        x["step"]: {"passes": x["step"] / per_pass if per_pass else None, "law": law.get(x["step"])}
+        for x in [*shown, *beyond]
+    }
+    return table(BUDGET, [empty | x | more[x["step"]] for x in [*shown[:5][::-1], *beyond]], r)
