@@ -1,4 +1,4 @@
-"""The figures: `lr_comparison.png` (its PANELS, each with its letter) and `paired_loss_ratio.png`.
+"""The figures: `lr_comparison.png` (its PANELS, each with its letter), `paired_loss_ratio.png` and `guides.png`.
 
 A rate has the same colour in every report and on every page, from dark (low) to light (high), so the order survives in
 grey; markers differ as well. Thin lines are seeds, bold ones their mean; diverged runs are dashed, with a red cross
@@ -7,7 +7,7 @@ where their divergence began.
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from analysis.curves import ema, paired_ratio
 from analysis.files import InputError
+from analysis.guides import guides
 from analysis.rates import mean_series
 from analysis.runs import Series
 from analysis.study import Study
@@ -433,7 +434,39 @@ def paired_ratio_figure(study: Study) -> Figure | None:
     return figure
 
 
-FIGURES = {"lr_comparison.png": comparison_figure, "paired_loss_ratio.png": paired_ratio_figure}
+def guides_figure(study: Study) -> Figure | None:
+    """What each guide costs against its α·η, with 95 % intervals; the line: the grid's rates, at its own rank and α."""
+    if (found := guides(study)) is None:
+        return None
+    figure, axes = plt.subplots(figsize=(9, 4.6))
+    axes.set_xscale("log")
+    alpha = study.recipe.get("lora_alpha")
+    if study.guide is None and isinstance(alpha, int | float) and study.best_loss is not None:
+        grid = [(alpha * row.learning_rate, row.excess) for row in study.rows if row.excess is not None]
+        label = f"the grid, r {study.recipe.get('lora_r')}, α {alpha:g}"
+        axes.plot(*zip(*grid, strict=True), "-o", color="#bbbbbb", markersize=4, zorder=1, label=label)
+    compared = [x for x in found["rows"] if x["compared"] and x["axes"]["α·η"]]
+    for x, shape in zip(compared, cycle(MARKERS)):  # fewer or more than MARKERS
+        regret = x["regret"] or {"mean": 0.0, "interval": None}
+        shade, at = colour(x["learning_rate"]), x["axes"]["α·η"]
+        if regret["interval"]:
+            axes.plot([at, at], regret["interval"], color=shade, linewidth=2, zorder=2)
+        label = f"{x['name']}: {rate_label(x['learning_rate'])}, r {x['lora_r']:g}, α {x['lora_alpha']:g}"
+        axes.plot(at, regret["mean"], shape, color=shade, markersize=8, zorder=3, linestyle="", label=label)
+    axes.axhspan(0, found["width"] or 0.0, color="#f0c75e", alpha=0.35, linewidth=0, zorder=0)
+    highest = max([x["regret"]["mean"] for x in compared if x["regret"]], default=0.1)
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.25 * highest, 2 * (found["width"] or 0.0)))
+    axes.legend(fontsize=8.5)
+    axes.set(xlabel="α·η", ylabel="nats above the best known")
+    axes.set_title("What following a guide costs")
+    return figure
+
+
+FIGURES = {
+    "lr_comparison.png": comparison_figure,
+    "paired_loss_ratio.png": paired_ratio_figure,
+    "guides.png": guides_figure,
+}
 
 
 def draw(study: Study, directory: Path) -> list[str]:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from analysis import headline, report
+from analysis import figures, headline, report
 from analysis.checks import checks
 from analysis.results import results
 from analysis.runs import read_run
@@ -121,3 +121,12 @@ def test_a_diverged_and_a_missing_guide_are_said():
 
 def test_every_check_passes_on_guides_beside_their_grid():
     assert [check["passed"] for check in checks(study(grid() + followed()))] == [None, *[True] * 9]
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["a grid", "no grid"])
+def test_the_figure_shows_each_guide_and_only_guides_have_one(beside, tmp_path):
+    made = study((grid() if beside else []) + followed())
+    assert figures.draw(made, tmp_path)[-1] == "guides.png" and (tmp_path / "guides.png").stat().st_size > 10_000
+    legend = figures.guides_figure(made).axes[0].get_legend().get_texts()
+    assert {text.get_text().split(":")[0] for text in legend if "grid" not in text.get_text()} == set(GUIDES)
+    assert "guides.png" not in figures.draw(study(grid()), tmp_path)
