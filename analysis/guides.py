@@ -30,7 +30,7 @@ AXES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself; runs hold arrays, which do not compare
 class Setting:
     """A rate with its rank and α: of a guide, or the best known. Losses in nats per token."""
 
@@ -44,6 +44,9 @@ class Setting:
     @property
     def ends(self) -> dict[object, Checkpoint]:
         return {} if self.diverged else rates.by_seed(list(self.runs), "end")
+
+    def same_runs(self, other: "Setting") -> bool:
+        return [run.id for run in self.runs] == [run.id for run in other.runs]
 
     def on(self, axis: str) -> float | None:
         known = (self.learning_rate, self.lora_r, self.lora_alpha)
@@ -109,13 +112,14 @@ def row(study: Study, part: Study, one: Setting, best: Setting, excess: tuple[fl
     """One guide. regret: its loss − the best known's, by seed; steps lost: how much sooner the best known is there."""
     runs = list(one.runs)
     regret = None
-    if one.ends and best.ends and one.runs != best.runs:
+    if one.ends and best.ends and not one.same_runs(best):
         regret = statistics.difference(one.ends, best.ends, *rates.example_set([*runs, *best.runs]))
     differs, source = other_than_guided(study, part), runs[0].config.get("guide_source") if runs else None
+    source = source if isinstance(source, dict) else {}
     ends: Spread = spread([end.loss for end in one.ends.values()])
     return {
         "name": one.name,
-        "source": source if isinstance(source, dict) else {},
+        "source": {key: value for key, value in source.items() if isinstance(value, str)},
         **place(one),
         "n": len(runs),
         "diverged": one.diverged,
@@ -147,7 +151,7 @@ def steps_lost(study: Study, best: Setting, regret: Estimate) -> dict | None:
 def order(axis: str, best: Setting, compared: list[Setting]) -> float | None:
     """Spearman's rank correlation, over the guides, of final loss with the distance to the best on an axis (log)."""
     here = best.on(axis)
-    others = [one for one in compared if one.runs != best.runs and one.on(axis)]
+    others = [one for one in compared if not one.same_runs(best) and one.on(axis)]
     if not here or len(others) < FEWEST:
         return None
     distance = np.round([abs(math.log(one.on(axis) / here)) for one in others], 9)

@@ -178,7 +178,8 @@ def differences(first: Group, other: Group) -> dict:
 
 def guide_of(run: Run) -> str | None:
     """The guide that a run follows, as train.py recorded it."""
-    return run.config.get("guide") or None
+    name = run.config.get("guide")
+    return name if name and isinstance(name, str) else None
 
 
 def mean_end(group: Group) -> float:
