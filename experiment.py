@@ -413,7 +413,10 @@ class Experiment:
             runs = pull.states(api, self.sweep)
             return runs and last_attempts(runs, self.config)
 
-        progress, self.report = Progress(total, varied(self.config)), Report([*self.beside, self.sweep], self.output, total)
+        progress, self.report = (
+            Progress(total, varied(self.config)),
+            Report([*self.beside, self.sweep], self.output, total),
+        )
         command = self.agent(total, len(gpus) or 1)
         try:
             with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:

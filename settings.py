@@ -146,7 +146,8 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
 
 def follow(base: BaseConfig, training: TrainConfig, flags: list[str]) -> None:
     """Set what the guide recommends for this model; InputError if a flag sets the same."""
-    for key, value in guides.settings(base.guide, base.model_name_or_path, base.model_revision).items():
+    settings = guides.settings(str(base.guide), str(base.model_name_or_path), base.model_revision)
+    for key, value in settings.items():
         if key in flags:
             raise InputError(f"guide: {base.guide} sets {key} by itself; leave out one of them")
         setattr(training if key == "learning_rate" else base, key, value)

@@ -27,7 +27,7 @@ def law(
     "for": {"steps", "rate", "interval" (None without), "run" (whether so many steps were run)}; "check": what the
     budgets up to half would have said of the longest, beside the parabola there.
     """
-    found = {"reason": None, "power": None, "budgets": [], "for": [], "check": None, "seeds": len(by_seed)}
+    found: dict = {"reason": None, "power": None, "budgets": [], "for": [], "check": None, "seeds": len(by_seed)}
     if not schedule.startswith("constant") or not planned:
         return found | {"reason": "schedule"}
     points = placed(rows, planned)

@@ -336,7 +336,8 @@ def best_by_budget(axes: Axes, study: Study) -> None:
     if len(between) > 1:
         axes.plot(*zip(*between, strict=True), color=QUIET, linewidth=1.2, linestyle="--", zorder=1)
         bands = [(row["step"], *row["band"]) for row in study.budget if row["band"] is not None]
-        axes.fill_between(*zip(*bands, strict=True), color="#f0c75e", alpha=0.35, linewidth=0, zorder=0)
+        steps, lower, upper = zip(*bands, strict=True)
+        axes.fill_between(steps, lower, upper, color="#f0c75e", alpha=0.35, linewidth=0, zorder=0)
     for told in (x for x in study.budget_law["for"] if not x["run"]):
         axes.plot([told["steps"]] * 2, told["interval"], color=QUIET, linewidth=2, zorder=1)
         axes.plot(told["steps"], told["rate"], "_", color=QUIET, markersize=9, zorder=1)

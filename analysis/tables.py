@@ -345,7 +345,7 @@ def budget(r: dict) -> Table | None:
     per_pass = number(r["data"]["steps_per_pass"])
     law = {x["steps"]: x for x in r["budget_law"]["for"]}
     beyond = [{"step": x["steps"], "best_rate": None} for x in law.values() if not x["run"]]
-    empty = {"loss": None, "within": [], "between": None, "band": None}
+    empty: dict = {"loss": None, "within": [], "between": None, "band": None}
     more = {
         x["step"]: {"passes": x["step"] / per_pass if per_pass else None, "law": law.get(x["step"])}
         for x in [*shown, *beyond]
