@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from analysis import rates, statistics
 from analysis.curves import first_crossing
@@ -20,9 +19,9 @@ from analysis.statistics import Estimate, Spread, spread
 from analysis.study import Study
 from analysis.sweep import GUIDED, asked_guides
 
-FEWEST = 4  # guides for a rank correlation
-# What might order the guides: the rate, what it is multiplied with, and the size of LoRA's first steps, which is
-# (α/r)·η·sqrt(r) up to what the model sets (see mechanism.py).
+FEWEST = 3  # guides between the rates of the grid, to say how far they lie from its curve
+# On what guides of other ranks and α may lie as the grid's rates do: the rate, what it is multiplied with, and the size
+# of LoRA's first steps, which is (α/r)·η·sqrt(r) up to what the model sets (see mechanism.py).
 AXES = {
     "η": lambda rate, r, alpha: rate,
     "α·η": lambda rate, r, alpha: alpha * rate,
@@ -62,7 +61,7 @@ def setting(part: Study, rate: float | None) -> Setting:
 
 
 def guides(study: Study) -> dict | None:
-    """The guides' table, best first, what they are set against, and which axis orders them; None without guides."""
+    """The guides' table, best first, what they are set against, and on which axis they lie; None without guides."""
     if not study.guides:
         return None
     found = [(part, setting(part, next(iter(part.used), None))) for part in study.guides]
@@ -77,13 +76,16 @@ def guides(study: Study) -> dict | None:
     rows.sort(
         key=lambda x: math.inf if x["final_eval"]["mean"] is None or not x["compared"] else x["final_eval"]["mean"]
     )
+    regrets = {x["name"]: x["regret"]["mean"] for x in rows if x["regret"]}
+    inside = [] if study.guide else within(study, [(one, regrets[one.name]) for one in compared if one.name in regrets])
     missing = [name for name in asked_guides(study.sweeps) if name not in {x["name"] for x in rows}]
     return {
         "best": place(best) | {"name": best.name, "loss": study.best_loss},
         "width": width,
         "rows": rows,
         "missing": missing,
-        "axes": {axis: order(axis, best, compared) for axis in AXES} if len(compared) >= FEWEST else {},
+        "between": len(inside),
+        "distance": {axis: distance(axis, study, inside) for axis in AXES} if len(inside) >= FEWEST else {},
     }
 
 
@@ -148,13 +150,28 @@ def steps_lost(study: Study, best: Setting, regret: Estimate) -> dict | None:
     return {"mean": lost(regret.mean), "interval": interval}
 
 
-def order(axis: str, best: Setting, compared: list[Setting]) -> float | None:
-    """Spearman's rank correlation, over the guides, of final loss with the distance to the best on an axis (log)."""
-    here = best.on(axis)
-    others = [one for one in compared if not one.same_runs(best) and one.on(axis)]
-    if not here or len(others) < FEWEST:
-        return None
-    distance = np.round([abs(math.log(one.on(axis) / here)) for one in others], 9)
-    loss = [spread([end.loss for end in one.ends.values()]).mean for one in others]
-    a, b = rankdata(distance), rankdata(loss)
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else None
+def distance(axis: str, study: Study, inside: list[tuple[Setting, float]]) -> float:
+    """Root mean square, in nats, of the guides' regret − the grid's cost at the same place of an axis.
+
+    The grid's cost between its rates is interpolated in the axis's logarithm.
+    """
+    x, cost = curve(axis, study)
+    gaps = [regret - np.interp(math.log(one.on(axis)), x, cost) for one, regret in inside]
+    return float(np.sqrt(np.mean(np.square(gaps))))
+
+
+def curve(axis: str, study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """The grid's rates (m,), as logarithms of their place on an axis, and what each costs (m,)."""
+    grid = [(setting(study, row.learning_rate).on(axis), row.excess) for row in study.rows if row.excess is not None]
+    x, cost = np.array([point for point in grid if point[0] is not None], float).reshape(-1, 2).T
+    return np.log(x), cost
+
+
+def within(study: Study, compared: list[tuple[Setting, float]]) -> list[tuple[Setting, float]]:
+    """The guides, with their regret, that lie between the grid's rates on every axis."""
+
+    def lies(one: Setting, axis: str) -> bool:
+        x, _ = curve(axis, study)
+        return len(x) > 1 and one.on(axis) is not None and x[0] <= math.log(one.on(axis)) <= x[-1]
+
+    return [(one, regret) for one, regret in compared if all(lies(one, axis) for axis in AXES)]

@@ -35,10 +35,6 @@ def answer(r: dict) -> str:
     return f"{of_rates(r)} {guides(r)}".strip()
 
 
-def guide_name(x: dict) -> str:
-    return x["source"].get("title") or x["name"] or "an unnamed guide"
-
-
 def guide_settings(x: dict) -> str:
     """2e-4, r 64, α 16."""
     ranks = [f"{sign} {decimals(x[key], 'g')}" for key, sign in (("lora_r", "r"), ("lora_alpha", "α"))]
@@ -50,12 +46,12 @@ def guides(r: dict) -> str:
     if r["guides"] is None:
         return ""
     rows = [x for x in r["guides"]["rows"] if x["compared"]]
-    lost = [guide_name(x) for x in r["guides"]["rows"] if x["diverged"]]
+    lost = [x["name"] for x in r["guides"]["rows"] if x["diverged"]]
     diverged = f" With {listed(lost)} runs diverged." if lost else ""
     if not rows:
         return f"No guide's runs have ended and can be compared.{diverged}"
     low, high, best = rows[0], rows[-1], r["guides"]["best"]
-    first = f"{guide_name(low)} ({guide_settings(low)}) ends lowest, {decimals(low['final_eval']['mean'])}"
+    first = f"{low['name']} ({guide_settings(low)}) ends lowest, {decimals(low['final_eval']['mean'])}"
     of = f"Of {in_words(len(rows))} guides" if len(rows) > 1 else "One guide:"
     if best["name"] is None and low["regret"]:
         first += f", {against(low['regret']['mean'])} {rate_label(best['learning_rate'])}, the best rate of the grid"
@@ -63,7 +59,7 @@ def guides(r: dict) -> str:
     if len(rows) > 1 and high["regret"]:
         steps = high["steps_lost"]
         share = f" and {decimals(steps['mean'], '.0f')} of {r['planned_steps']} steps" if steps else ""
-        parts.append(f"{guide_name(high)} ({guide_settings(high)}) costs {decimals(high['regret']['mean'])}{share}")
+        parts.append(f"{high['name']} ({guide_settings(high)}) costs {decimals(high['regret']['mean'])}{share}")
     left = "" if best["name"] is None else " Without a grid of rates nothing says what is left to gain."
     return f"{'; '.join(parts)}.{left}{diverged}"
 

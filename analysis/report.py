@@ -18,7 +18,6 @@ from analysis.headline import (
     answer,
     basis,
     by_loss,
-    guide_name,
     guide_settings,
     improved,
     modules_known,
@@ -258,20 +257,18 @@ def guides(r: dict) -> list[str]:
     ]
     words = {"in": "As good as the best known", "undecided": "Not settled", "out": "Worse by more than matters"}
     for verdict, label in words.items():
-        names = [guide_name(x) for x in g["rows"] if x["compared"] and x["verdict"] == verdict and x["regret"]]
+        names = [x["name"] for x in g["rows"] if x["compared"] and x["verdict"] == verdict and x["regret"]]
         found += [f"{label}: {listed(names)}."] if names else []
     found += [f"No run of {listed(g['missing'])}."] if g["missing"] else []
-    known = {axis: rho for axis, rho in g["axes"].items() if rho is not None}
     on = [x["axes"]["α·η"] for x in g["rows"] if x["compared"] and x["axes"]["α·η"]]
     if on and best["axes"]["α·η"]:
         here = small(best["axes"]["α·η"])
         found.append(f"α·η runs from {small(min(on))} to {small(max(on))} over the guides; the best known has {here}.")
-    if known:
-        each = ", ".join(f"{axis} {decimals(rho, '.2f')}" for axis, rho in known.items())
-        count = sum(x["compared"] for x in g["rows"])
+    if g["distance"]:
+        each = ", ".join(f"{axis} {decimals(gap)}" for axis, gap in g["distance"].items())
         found.append(
-            f"Which axis orders them: rank correlation of a guide's loss with its distance from the best known on "
-            f"{each} (Spearman, {count} guides: a description, no test)."
+            f"How far they lie from the grid's curve at the same place of an axis (root mean square, nats, "
+            f"{g['between']} guides between its rates): {each}. The axis of the least explains them best."
         )
     return found
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import unescape
 
 from analysis.files import number
-from analysis.headline import guide_name, guide_settings
+from analysis.headline import guide_settings
 from analysis.words import decimals, html, labels, percent, rate_label, settings, shortened, small, steps
 
 NONE, BEST = "—", "best"
@@ -176,8 +176,9 @@ def rate_with_interval(x: dict) -> str:
 
 def guide(x: dict, r: dict) -> str:
     """Who recommends it, with a link to where that was read; no other address is made a link."""
-    name, url = guide_name(x), unescape(x["source"].get("url", ""))
-    return f"[{name}]({url})" if re.fullmatch(r"https://[\w./@-]+", url) else name
+    title, url = x["source"].get("title", ""), unescape(x["source"].get("url", ""))
+    linked = f"[{title}]({url})" if re.fullmatch(r"https://[\w./@-]+", url) else title
+    return f"{x['name']}: {linked}" if title else x["name"]
 
 
 def regret(x: dict, r: dict) -> str:
@@ -206,7 +207,7 @@ GUIDES: Columns = (
     ("Regret [95 %]", regret),
     ("Steps lost [95 %]", steps_lost),
     ("Against the best known", guide_verdict),
-    ("Behavior", lambda x, r: ", ".join(f"{word} {n}/{x['n']}" for word, n in x["behaviours"].items())),
+    ("Behavior", lambda x, r: behaviours(x | {"flags": {}}, r)),
     ("It also sets, left out here", lambda x, r: x["source"].get("left_out", NONE)),
     ("Read on", lambda x, r: x["source"].get("date", NONE)),
 )
