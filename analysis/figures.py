@@ -447,16 +447,20 @@ def guides_figure(study: Study) -> Figure | None:
         label = f"the grid, r {study.recipe.get('lora_r')}, α {alpha:g}"
         axes.plot(*zip(*grid, strict=True), "-o", color="#bbbbbb", markersize=4, zorder=1, label=label)
     compared = [x for x in found["rows"] if x["compared"] and x["axes"]["α·η"]]
+    lows, size = [0.0], 13.0
     for x, shape in zip(compared, cycle(MARKERS)):  # fewer or more than MARKERS
         regret = x["regret"] or {"mean": 0.0, "interval": None}
         shade, at = colour(x["learning_rate"]), x["axes"]["α·η"]
         if regret["interval"]:
             axes.plot([at, at], regret["interval"], color=shade, linewidth=2, zorder=2)
+            lows.append(regret["interval"][0])
         label = f"{x['name']}: {rate_label(x['learning_rate'])}, r {x['lora_r']:g}, α {x['lora_alpha']:g}"
-        axes.plot(at, regret["mean"], shape, color=shade, markersize=8, zorder=3, linestyle="", label=label)
+        axes.plot(at, regret["mean"], shape, color=shade, markeredgecolor="white", markersize=size, label=label)
+        size = max(5.0, size - 1.5)  # what lies at one place stays visible
     axes.axhspan(0, found["width"] or 0.0, color="#f0c75e", alpha=0.35, linewidth=0, zorder=0)
     highest = max([x["regret"]["mean"] for x in compared if x["regret"]], default=0.1)
-    axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.25 * highest, 2 * (found["width"] or 0.0)))
+    top = max(1.25 * highest, 2 * (found["width"] or 0.0))
+    axes.set_ylim(min(-0.04 * top, *lows), top)
     axes.legend(fontsize=8.5)
     axes.set(xlabel="α·η", ylabel="nats above the best known")
     axes.set_title("What following a guide costs")
