@@ -6,6 +6,7 @@ may differ (sweep.GUIDED); a guide whose runs differ from the others in anything
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +21,10 @@ from analysis.study import Study
 from analysis.sweep import GUIDED, asked_guides
 
 FEWEST = 3  # guides between the rates of the grid, to say how far they lie from its curve
-# On what guides of other ranks and α may lie as the grid's rates do: the rate, what it is multiplied with, and the size
-# of LoRA's first steps, which is (α/r)·η·sqrt(r) up to what the model sets (see mechanism.py).
-AXES = {
-    "η": lambda rate, r, alpha: rate,
-    "α·η": lambda rate, r, alpha: alpha * rate,
-    "α·η/√r": lambda rate, r, alpha: alpha * rate / math.sqrt(r),
+# On what guides of other ranks and α may lie as the grid's rates do.
+AXES: dict[str, Callable[[float, float], float]] = {
+    "η": lambda rate, alpha: rate,
+    "α·η": lambda rate, alpha: alpha * rate,
 }
 
 
@@ -48,7 +47,7 @@ class Setting:
         return [run.id for run in self.runs] == [run.id for run in other.runs]
 
     def on(self, axis: str) -> float | None:
-        known = (self.learning_rate, self.lora_r, self.lora_alpha)
+        known = (self.learning_rate, self.lora_alpha)
         return None if None in known else AXES[axis](*known)
 
 
@@ -84,6 +83,7 @@ def guides(study: Study) -> dict | None:
         "width": width,
         "rows": rows,
         "missing": missing,
+        "ranks": across_ranks(rows),
         "between": len(inside),
         "distance": {axis: distance(axis, study, inside) for axis in AXES} if len(inside) >= FEWEST else {},
     }
@@ -150,6 +150,24 @@ def steps_lost(study: Study, best: Setting, regret: Estimate) -> dict | None:
     return {"mean": lost(regret.mean), "interval": interval}
 
 
+def across_ranks(rows: list[dict]) -> dict | None:
+    """The most guides that differ in nothing but their rank: its values, and the range of their final losses."""
+    alike: dict[tuple, list[dict]] = {}
+    for x in rows:
+        if x["compared"]:
+            alike.setdefault((x["learning_rate"], x["lora_alpha"]), []).append(x)
+    most = max(alike.values(), key=len, default=[])
+    if len({x["lora_r"] for x in most}) < 2:
+        return None
+    losses = [x["final_eval"]["mean"] for x in most]
+    return {
+        "lora_r": sorted({x["lora_r"] for x in most}),
+        "learning_rate": most[0]["learning_rate"],
+        "lora_alpha": most[0]["lora_alpha"],
+        "range": max(losses) - min(losses),
+    }
+
+
 def distance(axis: str, study: Study, inside: list[tuple[Setting, float]]) -> float:
     """Root mean square, in nats, of the guides' regret − the grid's cost at the same place of an axis.
 
@@ -168,10 +186,13 @@ def curve(axis: str, study: Study) -> tuple[np.ndarray, np.ndarray]:
 
 
 def within(study: Study, compared: list[tuple[Setting, float]]) -> list[tuple[Setting, float]]:
-    """The guides, with their regret, that lie between the grid's rates on every axis."""
+    """The guides, with their regret, that lie between rates of the grid half a decade or less apart, on every axis."""
 
     def lies(one: Setting, axis: str) -> bool:
-        x, _ = curve(axis, study)
-        return len(x) > 1 and one.on(axis) is not None and x[0] <= math.log(one.on(axis)) <= x[-1]
+        (x, _), at = curve(axis, study), one.on(axis)
+        if at is None or np.isclose(x, math.log(at), rtol=0, atol=1e-6).any():
+            return at is not None
+        right = int(np.searchsorted(x, math.log(at)))
+        return 0 < right < len(x) and bool(x[right] - x[right - 1] <= math.log(statistics.COARSE))
 
     return [(one, regret) for one, regret in compared if all(lies(one, axis) for axis in AXES)]

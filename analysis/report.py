@@ -264,11 +264,15 @@ def guides(r: dict) -> list[str]:
     if on and best["axes"]["α·η"]:
         here = small(best["axes"]["α·η"])
         found.append(f"α·η runs from {small(min(on))} to {small(max(on))} over the guides; the best known has {here}.")
+    if g["ranks"]:
+        ranks = listed([decimals(r, "g") for r in g["ranks"]["lora_r"]])
+        same = f"{rate_label(g['ranks']['learning_rate'])} and α {decimals(g['ranks']['lora_alpha'], 'g')}"
+        found.append(f"At {same}, r {ranks} end within {decimals(g['ranks']['range'])} of each other.")
     if g["distance"]:
         each = ", ".join(f"{axis} {decimals(gap)}" for axis, gap in g["distance"].items())
         found.append(
             f"How far they lie from the grid's curve at the same place of an axis (root mean square, nats, "
-            f"{g['between']} guides between its rates): {each}. The axis of the least explains them best."
+            f"{g['between']} guides that lie between rates half a decade apart or less): {each}."
         )
     return found
 

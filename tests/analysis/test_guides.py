@@ -62,7 +62,7 @@ def test_guides_are_ranked_by_what_they_cost_against_the_grids_best():
     assert [x["verdict"] for x in g["rows"]] == ["in", "out", "out", "out"]
     lost = [x["steps_lost"]["mean"] for x in g["rows"]]
     assert lost == sorted(lost) and lost[0] < 20 < 80 < lost[-1] < 100
-    assert g["rows"][1]["axes"] == pytest.approx({"η": 2e-4, "α·η": 3.2e-3, "α·η/√r": 4e-4})
+    assert g["rows"][1]["axes"] == pytest.approx({"η": 2e-4, "α·η": 3.2e-3})
 
 
 def test_the_grid_is_what_it_is_without_the_guides():
@@ -80,6 +80,14 @@ def test_the_report_says_why_the_comparison_holds_and_where_it_was_read(tmp_path
     assert "it does not say which of the three does it" in page
     assert "Of four guides near (1e-3, r 32, α 32) ends lowest" in headline.answer(found)
     assert "the best rate of the grid" in headline.answer(found)
+
+
+def test_what_rank_alone_does_is_said(tmp_path):
+    records = grid() + [one for r in (8, 64) for one in follow("low", guide=f"r{r}", lora_r=r)]
+    g = results(study(records, "r8", "r64"))["guides"]
+    assert g["ranks"] == {"lora_r": [8, 64], "learning_rate": 2e-4, "lora_alpha": 16, "range": 0}
+    page = report.render(results(study(records, "r8", "r64")), tmp_path, [])
+    assert "At 2e-4 and α 16, r 8 and 64 end within 0.000 of each other." in page
 
 
 def test_no_address_but_a_plain_one_is_a_link(tmp_path):
@@ -132,12 +140,17 @@ def test_the_figure_shows_each_guide_and_only_guides_have_one(beside, tmp_path):
 
 
 def test_the_axis_on_which_guides_lie_as_the_grid_does_is_found():
-    """The grid's cost is linear in log η from 0.7 at 1e-5 to 0 at 1e-3; here a guide's is that of its α·η / 32."""
-    settings = {"a": (2e-5, 8, 64), "b": (5e-5, 64, 16), "c": (4e-4, 256, 16), "d": (2e-4, 16, 8)}
-    records = grid()
+    """A grid of half decades whose cost is linear in log η; here a guide's is that of its α·η / 32."""
+    points, costs = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3], [0.8, 0.6, 0.4, 0.2, 0.0]
+    records = [
+        simulate.record("good", r, s, planned=100, shift=up)
+        for r, up in zip(points, costs, strict=True)
+        for s in range(3)
+    ]
+    settings = {"a": (2e-5, 8, 64), "b": (1e-4, 32, 16), "c": (4e-4, 64, 16), "d": (2e-4, 16, 8), "far": (2e-6, 16, 32)}
     for name, (rate, r, alpha) in settings.items():
-        up = float(np.interp(np.log(rate * alpha / 32), np.log([1e-5, 2e-4, 1e-3]), [0.7, 0.2, 0.0]))
+        up = float(np.interp(np.log(rate * alpha / 32), np.log(points), costs))
         options = {"sweep": "sw2", "guide": name, "lora_r": r, "lora_alpha": alpha, "shift": up}
         records += [simulate.record("good", rate, s, planned=100, **options) | {"id": f"{name}{s}"} for s in range(3)]
     g = results(study(records, *settings))["guides"]
-    assert g["between"] == 4 and g["distance"]["α·η"] < 0.01 < 0.1 < min(g["distance"]["η"], g["distance"]["α·η/√r"])
+    assert g["between"] == 4 and g["distance"]["α·η"] < 0.01 < 0.1 < g["distance"]["η"]
