@@ -1,11 +1,14 @@
 """The whole experiment in one command: sweep, agents, report.
 
     python experiment.py [--sweep sweep.yaml]
+    python experiment.py --guides [--sweep sweep.yaml]
     python experiment.py --resume [SWEEP] [--retry-failed]
 
 Creates the sweep from sweep.yaml, runs one agent per visible GPU (one on a CPU) until the grid is done and writes the
 report to outputs/NAME-ID, which outputs/latest points to. The agent is the gang, which trains several configurations at
-once, or with --one-by-one W&B's own. Without --server cloud everything stays on this machine, in outputs/local_wandb.
+once, or with --one-by-one W&B's own. With --guides the sweep is of what guides recommend, recipes/guides.yaml, on the
+same recipe and seeds; the last experiment, if of that recipe, joins its report. Without --server cloud everything stays
+on this machine, in outputs/local_wandb.
 """
 
 import argparse
@@ -24,6 +27,9 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import yaml
+
+import guides
 import inputs
 from analysis import folder
 from analysis.files import InputError
@@ -96,6 +102,37 @@ def recipe_of(sweep: dict) -> Path | None:
         return inputs.split([str(word) for word in sweep.get("command") or ()])[0]
     except inputs.InputError as error:
         raise InputError(f"command: {error}") from error
+
+
+def sweep_of_guides(sweep: dict) -> dict:
+    """A sweep of the guides that mean something for its model, with the recipe, seeds and constants of this one."""
+    words = [str(word) for word in sweep.get("command") or ()]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model_name_or_path")
+    parser.add_argument("--model_revision", default="main")
+    recipe, flags = inputs.read([word for word in words if not word.startswith("$")])
+    parser.set_defaults(**{key: recipe[key] for key in ("model_name_or_path", "model_revision") if key in recipe})
+    model = parser.parse_known_args(flags)[0]
+    names, refused = guides.applicable(str(model.model_name_or_path), model.model_revision)
+    for line in refused:
+        print(f"left out: {line}", flush=True)
+    kept = {
+        key: spec
+        for key, spec in sweep["parameters"].items()
+        if key == "seed" or ("value" in spec and key not in guides.SETTINGS)
+    }
+    about = {key: sweep[key] for key in ("program", "project", "entity", "metric", "command") if key in sweep}
+    return {"name": "guides", **about, "method": "grid", "parameters": {"guide": {"values": names}} | kept}
+
+
+def last_of_recipe(recipe: Path | None, server: str) -> list[str]:
+    """The sweeps of the last experiment, if it was of this recipe and on this server; else none."""
+    try:
+        about = json.loads((LATEST / ABOUT).read_text())
+        same = recipe is not None and (LATEST / folder.RECIPE).read_bytes() == recipe.read_bytes()
+    except (OSError, ValueError):
+        return []
+    return [about["sweep"], *about.get("beside", [])] if same and about["server"] == server else []
 
 
 def create_sweep(path: Path, sweep: dict, server: Server | None) -> str:
@@ -222,8 +259,8 @@ def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
 class Report:
     """`python -m analysis`: again as runs end, so that their behaviour shows while others train, and a last time."""
 
-    def __init__(self, sweep: str, output: Path, total: int | None):
-        self.command = [*TIED, sys.executable, "-m", "analysis", sweep, "--output", str(output)]
+    def __init__(self, sweeps: list[str], output: Path, total: int | None):
+        self.command = [*TIED, sys.executable, "-m", "analysis", *sweeps, "--output", str(output)]
         self.output, self.total, self.over = output, total, 0
         self.process: subprocess.Popen | None = None
 
@@ -309,8 +346,14 @@ class Experiment:
     def __init__(self, options: argparse.Namespace):
         self.options, self.sweep, self.output = options, None, options.output
         self.config = None if options.resume else read_sweep(options.sweep)
+        self.beside: list[str] = []  # sweeps that join the report
+        if options.guides:
+            self.config = sweep_of_guides(self.config)
+            self.beside = last_of_recipe(recipe_of(self.config), options.server)
         if options.resume:
             self.sweep, self.output = remembered(options)
+            if self.output and (about := self.output / ABOUT).is_file():
+                self.beside = json.loads(about.read_text()).get("beside", [])
         self.poll_seconds = POLL_SECONDS[options.server]
         folder.check_latest()
         writable(self.output or OUTPUTS)
@@ -323,7 +366,7 @@ class Experiment:
         if server:
             server.ready()
         if self.sweep is None:
-            self.sweep = create_sweep(self.options.sweep, self.config, server)
+            self.sweep = self.create(server)
         api = pull.connect()
         sweep = pull.find(api, self.sweep)
         self.config = sweep.config
@@ -342,7 +385,10 @@ class Experiment:
             runs = pull.states(api, self.sweep)
             return runs and last_attempts(runs, self.config)
 
-        progress, self.report = Progress(total, varied(self.config)), Report(self.sweep, self.output, total)
+        progress, self.report = (
+            Progress(total, varied(self.config)),
+            Report([*self.beside, self.sweep], self.output, total),
+        )
         command = self.agent(total, len(gpus) or 1)
         try:
             with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:
@@ -359,6 +405,15 @@ class Experiment:
             self.report.stop()
             print(f"stopped; rows and checkpoints are kept. To go on: {self.again()}", file=sys.stderr)
             raise
+
+    def create(self, server: Server | None) -> str:
+        """The sweep of the file, or one of the guides, whose file the report keeps."""
+        if not self.options.guides:
+            return create_sweep(self.options.sweep, self.config, server)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "guides.yaml")
+            path.write_text(yaml.safe_dump(self.config, sort_keys=False))
+            return create_sweep(path, self.config, server)
 
     def agent(self, total: int | None, count: int) -> list[str]:
         if self.options.one_by_one or (total is not None and total <= count):
@@ -398,7 +453,7 @@ class Experiment:
             if self.options.resume and copy.is_file() and copy.read_bytes() != recipe.read_bytes():
                 raise InputError(f"{recipe} is not what this sweep began with, {copy}: its runs would not compare")
             shutil.copy(recipe, copy)
-        about = {"sweep": self.sweep, "server": self.options.server}
+        about = {"sweep": self.sweep, "server": self.options.server, "beside": self.beside}
         (self.output / ABOUT).write_text(json.dumps(about) + "\n")
         folder.link_latest(self.output)
 
@@ -437,6 +492,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", choices=["local", "cloud"], default="local", help="cloud: your own W&B login")
     parser.add_argument("--sweep", type=Path, default=Path("sweep.yaml"), help="default: %(default)s")
+    parser.add_argument("--guides", action="store_true", help="what guides recommend, in place of the sweep's rates")
     parser.add_argument("--output", type=Path, help="default: outputs/NAME-ID, of the sweep")
     parser.add_argument("--one-by-one", action="store_true", help="plain agents, one run at a time on each device")
     parser.add_argument(
@@ -448,6 +504,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.retry_failed and not options.resume:
         parser.error("--retry-failed needs --resume")
+    if options.guides and options.resume:
+        parser.error("--resume knows what it goes on with: leave out --guides")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))  # as an exception, so that agents and server are ended too
     # The sweep's command starts `python`: let it be this one.

@@ -9,6 +9,7 @@ import torch
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
+import guides
 import inputs
 from data import DataConfig
 from inputs import InputError, first_line
@@ -38,6 +39,10 @@ class BaseConfig(ModelConfig):
     use_bnb_nested_quant: bool = True
     lora_target_modules: list[str] | None = field(default_factory=lambda: ["all-linear"])
     lora_dropout: float = 0.0  # dropout noise would blur the comparison between learning rates
+    guide: str | None = field(
+        default=None,
+        metadata={"help": "Of recipes/guides.yaml: its learning_rate, lora_r and lora_alpha replace the recipe's."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -123,6 +128,8 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
         data, training, base = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except ValueError as error:  # of TRL's and Hugging Face's own checks of the values
         raise InputError(first_line(error)) from error
+    if base.guide:
+        follow(base, training, used)
     settings = vars(data) | vars(training) | vars(base)
     inputs.check_numbers(settings)
     for key, (value, reason) in REQUIRED.items():
@@ -135,6 +142,15 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
             f"max_steps: {training.max_steps} ends in the warm-up, before learning_rate is reached; {hint}"
         )
     return data, training, base
+
+
+def follow(base: BaseConfig, training: TrainConfig, flags: list[str]) -> None:
+    """Set what the guide recommends for this model; InputError if a flag sets the same."""
+    settings = guides.settings(str(base.guide), str(base.model_name_or_path), base.model_revision)
+    for key, value in settings.items():
+        if key in flags:
+            raise InputError(f"guide: {base.guide} sets {key} by itself; leave out one of them")
+        setattr(training if key == "learning_rate" else base, key, value)
 
 
 def swept_values(training: TrainConfig, point: dict | None = None) -> dict:

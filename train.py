@@ -45,6 +45,7 @@ from trl import SFTTrainer, get_peft_config
 from trl.trainer import utils as trl_utils
 
 import adapter
+import guides
 from checkpoint import Checkpoint, Keeper, Rows, find, identity, interruption, preempting
 from data import DataConfig, fingerprint, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
@@ -328,6 +329,7 @@ def describe(trainer: Trainer, data: DataConfig, base: BaseConfig) -> dict:
     return (
         vars(data)
         | vars(base)
+        | guides.source(base.guide)
         | {
             "vocab_size": trainer.model.config.get_text_config().vocab_size,
             "adapted_modules": adapted,

@@ -5,7 +5,7 @@ from collections import Counter
 
 from analysis.rates import example_set
 from analysis.study import Study, gang_of
-from analysis.sweep import points
+from analysis.sweep import GUIDED, asked_guides, parameters, points
 from analysis.words import in_words, listed, plural, rate_label
 
 BASE_TOLERANCE = 1e-3  # nats per token: LoRA's B is 0 at step 0, so every run is the base model there
@@ -21,7 +21,7 @@ def result(name: str, failures: list[str], passed: str, known: bool = True) -> d
 
 def grid(study: Study) -> list[tuple[float, float | None]] | None:
     """The (rate, seed) points that the sweeps ask for; None without a sweep file, or if a sweep is not a grid."""
-    asked = [points(sweep) for sweep in study.sweeps]
+    asked = [points(sweep) for sweep in study.sweeps if "guide" not in parameters(sweep)]
     if not asked or None in asked:
         return None
     return sorted(set().union(*asked), key=lambda p: (p[0], p[1] is not None, p[1] or 0))
@@ -33,7 +33,7 @@ def rates_are_the_grid(study: Study) -> dict:
         why = "the sweep is not a grid over learning_rate" if study.sweeps else "no sweep file"
         return result("rates = grid", [], "", known=False) | {"detail": why}
     asked = {rate for rate, _ in asked_points}
-    got = {run.learning_rate for run in study.everything if run.learning_rate is not None}
+    got = {run.learning_rate for part in study.groups for run in part.runs if run.learning_rate is not None}
     missing = [
         f"no run at {rate_label(r)}" for r in sorted(asked) if not any(math.isclose(r, g, rel_tol=1e-6) for g in got)
     ]
@@ -47,11 +47,12 @@ def rates_are_the_grid(study: Study) -> dict:
 
 def no_run_missing(study: Study) -> dict:
     asked, failures = grid(study) or [], []
-    verdicts = {id: verdict for part in (study, *study.beside) for id, verdict in part.verdicts.items()}
+    verdicts = {id: verdict for part in study.groups for id, verdict in part.verdicts.items()}
     for rate, seed in asked:
         runs = [
             run
-            for run in study.everything
+            for part in study.groups
+            for run in part.runs
             if run.learning_rate is not None
             and math.isclose(run.learning_rate, rate, rel_tol=1e-6)
             and seed in (None, run.seed)
@@ -61,7 +62,12 @@ def no_run_missing(study: Study) -> dict:
             failures.append(f"no run at {where}")
         elif all(verdicts[run.id].behaviour == "incomplete" for run in runs):
             failures += [f"run {run.id} at {where} is {run.state}, {verdicts[run.id].reason}" for run in runs]
-    return result("no run missing", failures, f"{len(asked)} of {len(asked)} points reached an end", bool(asked))
+    ended = {part.guide for part in study.guides for run in part.counted if run.complete}
+    followed = asked_guides(study.sweeps)
+    failures += [f"no run of guide {name} has ended" for name in followed if name not in ended]
+    words = f"{len(asked)} of {len(asked)} points reached an end" if asked else ""
+    words += f"{', and ' if asked else ''}{plural(len(followed), 'guide')}" if followed else ""
+    return result("no run missing", failures, words, bool(asked or followed))
 
 
 def not_finite_alone(study: Study) -> dict:
@@ -90,7 +96,7 @@ def members(rate: str, found: int, size: int) -> str:
 
 
 def base_equal(study: Study) -> dict:
-    bases = {run.id: run.base_loss for run in study.counted if run.base_loss is not None}
+    bases = {run.id: run.base_loss for run in study.compared if run.base_loss is not None}
     if not bases:
         return result("step-0 eval equal", [], "", known=False)
     spread = max(bases.values()) - min(bases.values())
@@ -101,7 +107,7 @@ def base_equal(study: Study) -> dict:
 
 def same_first_batch(study: Study) -> dict:
     hashes: dict[object, dict] = {}
-    for run in study.counted:
+    for run in study.compared:
         if run.summary.get("first_batch_hash") is not None:
             hashes.setdefault(run.seed, {}).setdefault(str(run.summary["first_batch_hash"]), []).append(run.id)
     failures = [
@@ -116,7 +122,7 @@ def same_first_batch(study: Study) -> dict:
 
 def peak_rate(study: Study) -> dict:
     failures, checked = [], 0
-    for run in study.counted:
+    for run in study.compared:
         logged = run["train/learning_rate"].finite
         if len(logged) and run.last_step > run.warmup_steps + 1:
             checked += 1
@@ -129,7 +135,7 @@ def peak_rate(study: Study) -> dict:
 
 
 def adapters_float32(study: Study) -> dict:
-    kinds = {run.id: str(run.config["adapter_dtype"]) for run in study.counted if "adapter_dtype" in run.config}
+    kinds = {run.id: str(run.config["adapter_dtype"]) for run in study.compared if "adapter_dtype" in run.config}
     wrong = sorted({kind for kind in kinds.values() if "float32" not in kind})
     words = f"adapters stored in {', '.join(wrong)}: small updates round away, which makes low rates look slow"
     return result("adapters float32", [words] if wrong else [], f"in {plural(len(kinds), 'run')}", bool(kinds))
@@ -138,18 +144,22 @@ def adapters_float32(study: Study) -> dict:
 def same_recipe(study: Study) -> dict:
     """Whether all runs train on the same, but for what the sweep files set on purpose."""
     failures = [f"{listed(list(study.undeclared))} differ between runs, and no sweep file sets that"]
+    failures = failures if study.undeclared else []
+    for part in study.guides:
+        if others := [key for key in part.differs if key not in GUIDED]:
+            failures.append(f"guide {part.guide} is not compared: its runs differ in {listed(others)}")
     on_purpose = sorted({key for other in study.beside for key in other.differs})
     words = "every setting agrees over all runs" + (f", but for {listed(on_purpose)}" if on_purpose else "")
-    return result("same recipe", failures if study.undeclared else [], words, bool(study.recipe))
+    return result("same recipe", failures, words, bool(study.recipe))
 
 
 def same_eval_examples(study: Study) -> dict:
     tokens: dict[bytes, list[str]] = {}
-    for run in study.counted:
+    for run in study.compared:
         if run.eval_nll is not None:
             tokens.setdefault(run.eval_nll.tokens.tobytes(), []).append(run.id)
     failures = [f"{len(tokens)} different eval sets (runs {', '.join(ids[0] for ids in tokens.values())})"]
-    found, module = example_set(study.counted)
+    found, module = example_set(study.compared)
     words = f"{0 if found is None else len(found)} examples in all runs"
     words += "" if module is None else f", from {plural(int(module.max()) + 1, 'module')}"
     return result("same eval examples", failures if len(tokens) > 1 else [], words, bool(tokens))
@@ -157,7 +167,7 @@ def same_eval_examples(study: Study) -> dict:
 
 def eval_is_the_sum(study: Study) -> dict:
     failures, checked = [], 0
-    for run in study.counted:
+    for run in study.compared:
         if run.end is not None and run.end.nll is not None:
             checked += 1
             total = float(run.end.nll.sum() / run.eval_nll.tokens.sum())

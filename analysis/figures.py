@@ -1,4 +1,4 @@
-"""The figures: `lr_comparison.png` (its PANELS, each with its letter) and `paired_loss_ratio.png`.
+"""The figures: `lr_comparison.png` (its PANELS, each with its letter), `paired_loss_ratio.png` and `guides.png`.
 
 A rate has the same colour in every report and on every page, from dark (low) to light (high), so the order survives in
 grey; markers differ as well. Thin lines are seeds, bold ones their mean; diverged runs are dashed, with a red cross
@@ -7,7 +7,7 @@ where their divergence began.
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from analysis.curves import ema, paired_ratio
 from analysis.files import InputError
+from analysis.guides import guides
 from analysis.rates import mean_series
 from analysis.runs import Series
 from analysis.study import Study
@@ -318,7 +319,10 @@ def update_ratio(axes: Axes, study: Study) -> None:
 
 
 def best_by_budget(axes: Axes, study: Study) -> None:
-    """The rate with the lowest mean eval loss at each step, and (hollow) those within the margin of it."""
+    """The rate with the lowest mean eval loss at each step, and (hollow) those within the margin of it.
+
+    Dashed: the parabola's place between the rates, with its band; a bar: what the line says of a budget not run.
+    """
     if why := nothing_to_compare(study):
         return empty(axes, why)
     rates = study.rates
@@ -331,6 +335,12 @@ def best_by_budget(axes: Axes, study: Study) -> None:
     between = [(row["step"], row["between"]) for row in study.budget if row["between"] is not None]
     if len(between) > 1:
         axes.plot(*zip(*between, strict=True), color=QUIET, linewidth=1.2, linestyle="--", zorder=1)
+        bands = [(row["step"], *row["band"]) for row in study.budget if row["band"] is not None]
+        steps, lower, upper = zip(*bands, strict=True)
+        axes.fill_between(steps, lower, upper, color="#f0c75e", alpha=0.35, linewidth=0, zorder=0)
+    for told in (x for x in study.budget_law["for"] if not x["run"]):
+        axes.plot([told["steps"]] * 2, told["interval"], color=QUIET, linewidth=2, zorder=1)
+        axes.plot(told["steps"], told["rate"], "_", color=QUIET, markersize=9, zorder=1)
     mark_passes(axes, study)
     close = any(b / a < 1.25 for a, b in pairwise(rates)) or len(rates) > 8
     axes.set_yticks(rates, [rate_label(rate) for rate in rates], fontsize=6.5 if close else 8.5)
@@ -425,7 +435,43 @@ def paired_ratio_figure(study: Study) -> Figure | None:
     return figure
 
 
-FIGURES = {"lr_comparison.png": comparison_figure, "paired_loss_ratio.png": paired_ratio_figure}
+def guides_figure(study: Study) -> Figure | None:
+    """What each guide costs against its α·η, with 95 % intervals; the line: the grid's rates, at its own rank and α."""
+    if (found := guides(study)) is None:
+        return None
+    figure, axes = plt.subplots(figsize=(9, 4.6))
+    axes.set_xscale("log")
+    alpha = study.recipe.get("lora_alpha")
+    if study.guide is None and isinstance(alpha, int | float) and study.best_loss is not None:
+        grid = [(alpha * row.learning_rate, row.excess) for row in study.rows if row.excess is not None]
+        label = f"the grid, r {study.recipe.get('lora_r')}, α {alpha:g}"
+        axes.plot(*zip(*grid, strict=True), "-o", color="#bbbbbb", markersize=4, zorder=1, label=label)
+    compared = [x for x in found["rows"] if x["compared"] and x["axes"]["α·η"]]
+    lows, size = [0.0], 13.0
+    for x, shape in zip(compared, cycle(MARKERS)):  # fewer or more than MARKERS
+        regret = x["regret"] or {"mean": 0.0, "interval": None}
+        shade, at = colour(x["learning_rate"]), x["axes"]["α·η"]
+        if regret["interval"]:
+            axes.plot([at, at], regret["interval"], color=shade, linewidth=2, zorder=2)
+            lows.append(regret["interval"][0])
+        label = f"{x['name']}: {rate_label(x['learning_rate'])}, r {x['lora_r']:g}, α {x['lora_alpha']:g}"
+        axes.plot(at, regret["mean"], shape, color=shade, markeredgecolor="white", markersize=size, label=label)
+        size = max(5.0, size - 1.5)  # what lies at one place stays visible
+    axes.axhspan(0, found["width"] or 0.0, color="#f0c75e", alpha=0.35, linewidth=0, zorder=0)
+    highest = max([x["regret"]["mean"] for x in compared if x["regret"]], default=0.1)
+    top = max(1.25 * highest, 2 * (found["width"] or 0.0))
+    axes.set_ylim(min(-0.04 * top, *lows), top)
+    axes.legend(fontsize=8.5)
+    axes.set(xlabel="α·η", ylabel="nats above the best known")
+    axes.set_title("What following a guide costs")
+    return figure
+
+
+FIGURES = {
+    "lr_comparison.png": comparison_figure,
+    "paired_loss_ratio.png": paired_ratio_figure,
+    "guides.png": guides_figure,
+}
 
 
 def draw(study: Study, directory: Path) -> list[str]:

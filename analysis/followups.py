@@ -161,8 +161,8 @@ FOLLOW_UPS = (refinement, seeds, steps, alpha_rate, warmup, batch_size)
 
 
 def follow_ups(study: Study) -> list[dict]:
-    """Each as {"name", "question", "why", "config"}; none of runs that cannot be compared."""
-    return [] if study.undeclared else [found for follow in FOLLOW_UPS if (found := follow(study))]
+    """Each as {"name", "question", "why", "config"}; none of runs that cannot be compared, none of guides alone."""
+    return [] if study.undeclared or study.guide else [found for follow in FOLLOW_UPS if (found := follow(study))]
 
 
 def to_yaml(configuration: dict) -> str:

@@ -29,7 +29,47 @@ def plain(markdown: str) -> str:
 
 
 def answer(r: dict) -> str:
-    """What to use, when to stop, and what it costs to be wrong on either side."""
+    """What to use, when to stop, and what it costs to be wrong on either side; then what the guides are worth."""
+    if r["guide"] is not None:
+        return guides(r)
+    return f"{of_rates(r)} {guides(r)}".strip()
+
+
+def guide_settings(x: dict) -> str:
+    """2e-4, r 64, α 16."""
+    ranks = [f"{sign} {decimals(x[key], 'g')}" for key, sign in (("lora_r", "r"), ("lora_alpha", "α"))]
+    return ", ".join([rate_label(x["learning_rate"]), *ranks])
+
+
+def guides(r: dict) -> str:
+    """Which guide ends lowest and which highest, against the best known; "" without guides."""
+    if r["guides"] is None:
+        return ""
+    rows = [x for x in r["guides"]["rows"] if x["compared"]]
+    lost = [x["name"] for x in r["guides"]["rows"] if x["diverged"]]
+    diverged = f" With {listed(lost)} runs diverged." if lost else ""
+    if not rows:
+        return f"No guide's runs have ended and can be compared.{diverged}"
+    low, high, best = rows[0], rows[-1], r["guides"]["best"]
+    first = f"{low['name']} ({guide_settings(low)}) ends lowest, {decimals(low['final_eval']['mean'])}"
+    of = f"Of {in_words(len(rows))} guides" if len(rows) > 1 else "One guide:"
+    if best["name"] is None and low["regret"]:
+        first += f", {against(low['regret']['mean'])} {rate_label(best['learning_rate'])}, the best rate of the grid"
+    parts = [f"{of} {first}"]
+    if len(rows) > 1 and high["regret"]:
+        steps = high["steps_lost"]
+        share = f" and {decimals(steps['mean'], '.0f')} of {r['planned_steps']} steps" if steps else ""
+        parts.append(f"{high['name']} ({guide_settings(high)}) costs {decimals(high['regret']['mean'])}{share}")
+    left = "" if best["name"] is None else " Without a grid of rates nothing says what is left to gain."
+    return f"{'; '.join(parts)}.{left}{diverged}"
+
+
+def against(regret: float) -> str:
+    return f"{decimals(abs(regret))} {'above' if regret >= 0 else 'below'}"
+
+
+def of_rates(r: dict) -> str:
+    """What the grid says."""
     if r["side_by_side"]:
         return side_by_side(r)
     order = by_loss(r)
@@ -84,6 +124,8 @@ def group_name(r: dict, group: dict) -> dict:
 
 def scope(r: dict) -> str:
     """Which group the numbers are of, before what is the first group's alone."""
+    if r["guide"] is not None:
+        return f"Guide {r['guide']} only: "
     return f"First group ({settings(group_name(r, r['groups'][0]))}) only: " if r["side_by_side"] else ""
 
 

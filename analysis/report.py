@@ -12,8 +12,20 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import behaviour, folder, provenance, tables
+from analysis.budget import WITHIN
 from analysis.files import number
-from analysis.headline import answer, basis, by_loss, improved, modules_known, moved, not_evaluated, row_of, scope
+from analysis.headline import (
+    answer,
+    basis,
+    by_loss,
+    guide_settings,
+    improved,
+    modules_known,
+    moved,
+    not_evaluated,
+    row_of,
+    scope,
+)
 from analysis.hypotheses import STANDARD
 from analysis.statistics import COARSE
 from analysis.tables import winner
@@ -26,6 +38,7 @@ from analysis.words import (
     html,
     in_words,
     labels,
+    listed,
     percent,
     plural,
     rate_label,
@@ -68,13 +81,16 @@ def context(results: dict, directory: Path, pictures: list[str]) -> dict:
         "pictures": pictures,
         "scope": scope(r),
         "caption": scope(r) + caption(r),
-        "conditions": scope(r) + provenance.conditions(r),
+        "conditions": ("" if r["guide"] else scope(r)) + provenance.conditions(r),
         "rates": tables.table(tables.RATES, r["rates"], r),
         "legend": legend(r),
         "moments": tables.table(tables.MOMENTS, r["rates"], r) if r["best_rate"] is not None else None,
         "passes": passes(r),
         "budget": tables.budget(r),
         "budget_words": budget(r),
+        "budget_law": budget_law(r),
+        "guides": tables.table(tables.GUIDES, r["guides"]["rows"], r) if r["guides"] else None,
+        "guide_words": guides(r),
         "hypotheses": tables.table(tables.HYPOTHESES, r["hypotheses"], r),
         "one_seed": r["seeds"] == 1,
         "questions": questions(r),
@@ -191,6 +207,75 @@ def stayed(lead: dict, row: dict, rows: list[dict]) -> bool:
     """Whether the best rate of `lead` is that of the later `row` too, and was within ε of the best in between."""
     between = [x for x in rows if lead["step"] <= x["step"] <= row["step"]]
     return lead["best_rate"] == row["best_rate"] and all(row["best_rate"] in x["within"] for x in between)
+
+
+def budget_law(r: dict) -> str:
+    """For N steps use η; or that this is not known, and why."""
+    law, words = r["budget_law"], "For a budget that was not run this does not know the best rate"
+    steps = law["budgets"]
+    if law["reason"] == "schedule":
+        return f"{words}: the schedule is not constant."
+    if law["reason"] == "coarse":
+        return (
+            f"{words}: that takes four budgets at which rates half a decade away or less lie on both sides of the "
+            f"best, and here are {in_words(len(steps))}."
+        )
+    if law["reason"] == "wide":
+        return f"{words}: the line through {len(steps)} budgets leaves it open by more than a factor of {WITHIN}."
+    last = [x for x in law["for"] if x["run"]][-1]
+    covers = f"{plural(law['seeds'], 'seed')} and the line" if law["seeds"] > 1 else "the line alone, one seed"
+    found = [
+        f"For N steps use about {rate_label(last['rate'])} · (N/{last['steps']})^{decimals(law['power'], '.2f')}: a "
+        f"line through the parabolas of {len(steps)} budgets of {steps[0]} to {steps[-1]} steps. At {last['steps']} "
+        f"steps {tables.rate_with_interval(last)}, over {covers}."
+    ]
+    check, beyond = law["check"], [x for x in law["for"] if not x["run"]]
+    if check:
+        found.append(
+            f"From {check['from']} steps and less it would have said {rate_label(check['said'])} for {check['steps']}, "
+            f"where the parabola has {rate_label(check['is'])}."
+        )
+    if beyond:
+        found.append(f"For {beyond[0]['steps']} steps, which nobody ran: {tables.rate_with_interval(beyond[0])}.")
+    else:
+        found.append(f"For more than {steps[-1]} steps this does not know the best rate.")
+    return " ".join(found)
+
+
+def guides(r: dict) -> list[str]:
+    """What the guides' table means, whom it tells from the best known, and on which axis they lie."""
+    g = r["guides"]
+    if g is None:
+        return []
+    best = g["best"]
+    alone = best["name"] is not None
+    what = "the lowest guide; no grid of rates is beside it" if alone else "the best rate of the grid"
+    found = [
+        "Each guide as a whole: its rate, r and α on the same base, data, steps, batch, schedule and seeds. So this "
+        "ranks what following a guide costs here; it does not say which of the three does it. Dropout, and whatever "
+        f"else a guide sets, is left out. Regret and steps lost are against {guide_settings(best)}: {what}. Its mean "
+        "curve passed the guide's final loss so many steps before its end."
+    ]
+    words = {"in": "As good as the best known", "undecided": "Not settled", "out": "Worse by more than matters"}
+    for verdict, label in words.items():
+        names = [x["name"] for x in g["rows"] if x["compared"] and x["verdict"] == verdict and x["regret"]]
+        found += [f"{label}: {listed(names)}."] if names else []
+    found += [f"No run of {listed(g['missing'])}."] if g["missing"] else []
+    on = [x["axes"]["α·η"] for x in g["rows"] if x["compared"] and x["axes"]["α·η"]]
+    if on and best["axes"]["α·η"]:
+        here = small(best["axes"]["α·η"])
+        found.append(f"α·η runs from {small(min(on))} to {small(max(on))} over the guides; the best known has {here}.")
+    if g["ranks"]:
+        ranks = listed([decimals(r, "g") for r in g["ranks"]["lora_r"]])
+        same = f"{rate_label(g['ranks']['learning_rate'])} and α {decimals(g['ranks']['lora_alpha'], 'g')}"
+        found.append(f"At {same}, r {ranks} end within {decimals(g['ranks']['range'])} of each other.")
+    if g["distance"]:
+        each = ", ".join(f"{axis} {decimals(gap)}" for axis, gap in g["distance"].items())
+        found.append(
+            f"How far they lie from the grid's curve at the same place of an axis (root mean square, nats, "
+            f"{g['between']} guides that lie between rates half a decade apart or less): {each}."
+        )
+    return found
 
 
 def questions(r: dict) -> list[tuple[str, str]]:

@@ -8,20 +8,25 @@ from analysis.checks import checks
 from analysis.controls import control
 from analysis.curves import first_crossing
 from analysis.followups import follow_ups, sweep_file
+from analysis.guides import guides
 from analysis.rates import Rate, example_set
 from analysis.runs import Checkpoint, Run
 from analysis.statistics import Estimate
-from analysis.study import Study
+from analysis.study import Study, device_seconds
 
 
 def results(study: Study) -> dict:
     """The whole analysis as plain data, deterministic for given runs: no time, no path, no order of arrival."""
-    parts = (study, *study.beside)
+    parts, others = (study, *study.beside), study.groups[1:]
+    follow = [run for part in study.guides for run in part.runs]
+    seconds = [part.device_seconds for part in study.groups if part.guide is None]
     computed = {
         "recipe": study.recipe,
         "not_comparable": list(study.undeclared),
-        "side_by_side": bool(study.beside) and bool(study.undeclared or not study.sizes_differ),
-        "groups": [group(study, part) for part in parts] if study.beside else [],
+        "side_by_side": bool(others) and bool(study.undeclared or not study.sizes_differ),
+        "groups": [group(study, part) for part in study.groups] if others else [],
+        "guide": study.guide,
+        "guides": guides(study),
         "planned_steps": study.planned_steps,
         "data": data(study),
         "base_loss": study.base_loss,
@@ -34,13 +39,13 @@ def results(study: Study) -> dict:
         "adapter": adapter(study),
         "rates": [rate_row(study, row) for row in study.rows],
         "budget": study.budget,
+        "budget_law": study.budget_law,
         "controls": [
-            {"differs": part.differs, "points": [asdict(point) for point in control(study, part)]}
-            for part in study.beside
+            {"differs": part.differs, "points": [asdict(point) for point in control(study, part)]} for part in others
         ],
         "repeats": [asdict(repeat) for part in parts for repeat in part.repeats],
         "noise_floor": study.noise_floor,
-        "device_seconds": [part.device_seconds for part in parts],
+        "device_seconds": [*seconds, *([device_seconds(follow)] if follow else [])],
         "hypotheses": study.hypotheses,
         "checks": checks(study),
         "mechanism": study.mechanism,
@@ -75,7 +80,7 @@ def point(checkpoint: Checkpoint | None) -> dict | None:
 
 def group(study: Study, part: Study) -> dict:
     """One group of runs by itself: its settings where groups differ, and its best rate."""
-    keys = {key: None for other in study.beside for key in other.differs}
+    keys = {key: None for other in study.groups[1:] for key in other.differs}
     own = {key: part.differs.get(key, setting(part, key)) for key in keys}
     return {
         "settings": own,

@@ -229,7 +229,8 @@ def best_by_budget(curves: dict[float, Series], width: float) -> list[dict]:
 
     curves: mean eval loss by rate. Every prefix of a run at a constant rate is a run of that length, so each step is a
     budget. "between": the vertex of the parabola in log10 η through the best rate and its two neighbours, an
-    indication only; "within": the rates that ε does not tell from the best.
+    indication only; "band": where that parabola is less than ε above its vertex, between the neighbours; "gap": the
+    larger ratio to a neighbour; "within": the rates that ε does not tell from the best.
     """
     found = []
     for step in sorted({int(step) for curve in curves.values() for step in curve.step if step > 0}):
@@ -239,14 +240,18 @@ def best_by_budget(curves: dict[float, Series], width: float) -> list[dict]:
             continue  # after a first step at rate 0 nobody leads
         rates, losses = list(here), np.array(list(here.values()))
         best = int(losses.argmin())
-        between = None
+        between = band = gap = None
         if 0 < best < len(rates) - 1:
             part = slice(best - 1, best + 2)
             at, curvature, _ = parabola(np.log10(rates[part]), losses[part])
-            between = 10**at if curvature > 0 else None
+            if curvature > 0:
+                left, middle, right = rates[part]
+                between, reach, gap = 10**at, math.sqrt(width / curvature), max(middle / left, right / middle)
+                band = [max(left, 10 ** (at - reach)), min(right, 10 ** (at + reach))]
         within = [rate for rate, loss in here.items() if loss - losses[best] < width]
         found.append(
-            {"step": step, "best_rate": rates[best], "loss": float(losses[best]), "within": within, "between": between}
+            {"step": step, "best_rate": rates[best], "loss": float(losses[best]), "within": within}
+            | {"between": between, "band": band, "gap": gap}
         )
     return found
 

@@ -1,7 +1,8 @@
 """The study: which runs are compared, each run's verdict, the comparison of the rates, and what follows from it.
 
 A Study is of one group of runs that share a recipe. `build` returns that of the main grid; the other groups (controls,
-or what cannot be compared) are studies of their own in `beside`, and never enter its statistics.
+or what cannot be compared) are studies of their own in `beside`, and never enter its statistics. So are the runs that
+follow a guide, one study for each guide; without a main grid the lowest guide's takes its place.
 """
 
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis import behaviour, rates, statistics
+from analysis import behaviour, budget, rates, statistics
 from analysis.behaviour import Evidence, Verdict
 from analysis.files import number
 from analysis.hypotheses import hypotheses
@@ -19,7 +20,7 @@ from analysis.mechanism import mechanism
 from analysis.rates import Comparison, Rate, mean_curve
 from analysis.runs import Run, Series
 from analysis.statistics import Estimate
-from analysis.sweep import SHOWN, Group, declared, groups
+from analysis.sweep import SHOWN, Group, declared, groups, guide_of, guided
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,11 @@ class Study:
     rows: list[Rate]
     optimum: dict | None
     budget: list[dict]
+    budget_law: dict
     hypotheses: list[dict]
     mechanism: dict | None
     advice: Advice | None
+    guide: str | None = None  # that these runs follow
     beside: tuple["Study", ...] = ()
     undeclared: tuple[str, ...] = ()  # settings that differ between groups and that no sweep file sets
     sizes_differ: bool = True  # whether the main grid has more rates than every group beside it
@@ -100,9 +103,24 @@ class Study:
         return [run for runs in self.used.values() for run in runs]
 
     @property
+    def compared(self) -> list[Run]:
+        """The runs that enter a comparison: those that count, of the main grid and of the guides."""
+        own = [] if self.guide else self.counted
+        return [*own, *(run for part in self.guides for run in part.counted)]
+
+    @property
     def everything(self) -> list[Run]:
         """The runs of all groups."""
         return [*self.runs, *(run for other in self.beside for run in other.runs)]
+
+    @property
+    def groups(self) -> list["Study"]:
+        """The studies that are no guide's; the first is this one."""
+        return [self, *(part for part in self.beside if part.guide is None)]
+
+    @property
+    def guides(self) -> list["Study"]:
+        return [part for part in (self, *self.beside) if part.guide is not None]
 
     @property
     def planned_steps(self) -> int | None:
@@ -145,20 +163,7 @@ class Study:
     @property
     def device_seconds(self) -> float | None:
         """Wall seconds inside training steps, summed over devices: each gang once, each run alone by itself."""
-        gangs: dict[object, list[tuple[float, float]]] = defaultdict(list)
-        for run in self.runs:
-            seconds = next(
-                (s for key in ("train_seconds", "train_runtime") if (s := number(run.summary.get(key)))), None
-            )
-            if seconds is not None and 0 < seconds < 1e10:
-                size = number(run.config.get("gang_size")) or 1.0
-                gangs[gang_of(run) or run.id].append((seconds, size))
-        if not gangs:
-            return None
-        return sum(
-            max(s for s, _ in found) * math.ceil(len(found) / max(size for _, size in found))
-            for found in gangs.values()
-        )
+        return device_seconds(self.runs)
 
     def diverged(self, run: Run) -> bool:
         return self.verdicts[run.id].behaviour == "diverged"
@@ -172,17 +177,38 @@ def build(sweeps: list[dict], runs: list[Run]) -> Study:
     """The study of the main grid, the other groups beside it."""
     faults = find_faults(runs)
     cut = {run.id: fault.step for fault in faults for run in fault.runs}
-    parts = groups([run.before(cut[run.id]) if run.id in cut else run for run in runs])
-    first, *others = [study_of(sweeps, part, faults) for part in parts or [Group({})]]
+    runs = [run.before(cut[run.id]) if run.id in cut else run for run in runs]
+    parts = groups([run for run in runs if not guide_of(run)])
+    advised = guided(runs, parts[0] if parts else None)
+    if not parts:
+        parts, advised = advised[:1] or [Group({})], advised[1:]
+    first, *others = [study_of(sweeps, part, faults) for part in parts]
+    lowest = math.inf if first.best_loss is None else first.best_loss
+    guides = [study_of(sweeps, part, faults, lowest) for part in advised]
     if not others:
-        return first
+        return replace(first, beside=tuple(guides))
     on_purpose = {key for sweep in sweeps for key in declared(sweep)}
     undeclared = {key for other in others for key in other.differs if key not in on_purpose}
     return replace(
         first,
-        beside=tuple(others),
+        beside=(*others, *guides),
         undeclared=tuple(key for part in parts for key in part.differs if key in undeclared),
         sizes_differ=parts[0].size[0] > parts[1].size[0],
+    )
+
+
+def device_seconds(runs: Iterable[Run]) -> float | None:
+    """Wall seconds inside training steps, summed over devices: each gang once, each run alone by itself."""
+    gangs: dict[object, list[tuple[float, float]]] = defaultdict(list)
+    for run in runs:
+        seconds = next((s for key in ("train_seconds", "train_runtime") if (s := number(run.summary.get(key)))), None)
+        if seconds is not None and 0 < seconds < 1e10:
+            size = number(run.config.get("gang_size")) or 1.0
+            gangs[gang_of(run) or run.id].append((seconds, size))
+    if not gangs:
+        return None
+    return sum(
+        max(s for s, _ in found) * math.ceil(len(found) / max(size for _, size in found)) for found in gangs.values()
     )
 
 
@@ -202,8 +228,11 @@ def find_faults(runs: Iterable[Run]) -> list[Fault]:
     return [Fault(gang, step, tuple(found)) for (gang, step), found in lost.items() if len(found) > 1]
 
 
-def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
-    """Choose the runs that are compared, judge each run, compare the rates."""
+def study_of(sweeps: list[dict], group: Group, faults: list[Fault], lowest: float = math.inf) -> Study:
+    """Choose the runs that are compared, judge each run, compare the rates.
+
+    lowest: the best loss of another group, where this one is judged by it too.
+    """
     runs = group.runs
     first = grid_first(runs)
     used, excluded = choose(first)
@@ -223,10 +252,10 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
     for run in runs:
         known = evidence[run.id]
         if comparison is not None:
-            known.best_loss = float(comparison.loss.min())
+            known.best_loss = min(lowest, float(comparison.loss.min()))
             if run.learning_rate in comparison.rates:
                 place = comparison.rates.index(run.learning_rate)
-                known.near_best = comparison.near(place)
+                known.near_best = bool(comparison.loss[place] - known.best_loss < comparison.width)
         verdicts[run.id] = early[run.id] or behaviour.outcome(known)
     best = None if comparison is None else comparison.rates[comparison.best]
     flags = {run.id: run_flags(run, used, evidence, comparison) for run in runs}
@@ -243,6 +272,9 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
     planned = next((run.planned_steps for run in counted if run.planned_steps), None)
     width = None if comparison is None else comparison.width
     curves = {rate: curve for rate, found in used.items() if len(curve := mean_curve(found))}
+    by_budget = statistics.best_by_budget(curves, width or statistics.BASIN_NATS)
+    schedule = str(recipe.get("lr_scheduler_type", ""))
+    pass_steps = next((run.steps_per_pass for run in counted if run.steps_per_pass), None)
     return Study(
         sweeps=sweeps,
         runs=runs,
@@ -260,7 +292,9 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault]) -> Study:
         comparison=comparison,
         rows=rows,
         optimum=None if comparison is None else find_optimum(comparison, feasible, infeasible),
-        budget=statistics.best_by_budget(curves, width or statistics.BASIN_NATS),
+        guide=guide_of(runs[0]) if runs else None,
+        budget=by_budget,
+        budget_law=budget.law(by_budget, seeds_by_budget(used, width), planned, schedule, pass_steps),
         hypotheses=hypotheses(rows, planned, width),
         mechanism=mechanism(rows, rank, alpha),
         advice=None if comparison is None else advise(comparison, feasible),
@@ -320,6 +354,18 @@ def reference(run: Run, used: dict[float, list[Run]]) -> Run | None:
     lowest = next((other for other in used[min(used)] if other.seed == run.seed), None)
     whole = lowest is not None and lowest.complete and np.isfinite(lowest["train/loss"].value).all()
     return lowest if whole else None
+
+
+def seeds_by_budget(used: dict[float, list[Run]], width: float | None) -> list[list[dict]]:
+    """best_by_budget for each seed that every rate has."""
+    curves = [{run.seed: run["eval/loss"].finite for run in runs} for runs in used.values()]
+    common = [seed for seed in curves[0] if all(seed in found for found in curves)] if curves else []
+    return [
+        statistics.best_by_budget(
+            {rate: found[seed] for rate, found in zip(used, curves, strict=True)}, width or statistics.BASIN_NATS
+        )
+        for seed in common
+    ]
 
 
 def find_optimum(comparison: Comparison, feasible: dict[float, list[Run]], infeasible: list[float]) -> dict:

@@ -5,6 +5,7 @@ NOT_TRAINED_ON, so a key that nobody thought of separates runs rather than being
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -43,7 +44,8 @@ SHOWN = (
 # computes it, and how it is watched.
 NOT_TRAINED_ON = frozenset(
     """
-    learning_rate seed output_dir run_name project report_to peft_config quantization_config model_init_kwargs
+    learning_rate seed guide guide_source output_dir run_name project report_to peft_config quantization_config
+    model_init_kwargs
     trainable_parameters all_parameters model/num_parameters adapted_modules train_examples eval_examples train_tokens
     eval_tokens transformers_version id2label label2id hub_token gang gang_size hardware versions use_cpu local_rank
     tf32 disable_tqdm skip_memory_metrics do_train do_eval do_predict prediction_loss_only batch_eval_metrics
@@ -64,6 +66,7 @@ NOT_TRAINED_ON_PREFIXES = (
     "dataloader_",
     "dataset_num",
 )
+GUIDED = ("learning_rate", "lora_r", "lora_alpha")  # settings that a guide stands for
 VERSIONS = ("torch", "transformers", "trl", "peft", "bitsandbytes")  # packages whose version changes what is trained
 ABSENT = {"freeze_a": False}  # settings that older records lack, with the value that they had
 
@@ -107,12 +110,20 @@ def points(sweep: dict) -> set[tuple[float, float | None]] | None:
     return set(product(rates, seeds))
 
 
+def asked_guides(sweeps: list[dict]) -> list[str]:
+    """The guides that the sweeps ask for."""
+    return list(dict.fromkeys(str(name) for sweep in sweeps for name in values(parameters(sweep).get("guide"))))
+
+
 def declared(sweep: dict) -> set[str]:
     """The settings that a sweep's file sets on purpose: its parameters, and the flags of its command."""
     config = sweep.get("config")
     command = config.get("command") if isinstance(config, dict) else None
     words = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
-    return {*parameters(sweep), *(word[2:].split("=")[0] for word in words if word.startswith("--"))} - {"config"}
+    guided = GUIDED if "guide" in parameters(sweep) else ()
+    return {*parameters(sweep), *guided, *(word[2:].split("=")[0] for word in words if word.startswith("--"))} - {
+        "config"
+    }
 
 
 def recipe(run: Run) -> dict:
@@ -140,7 +151,7 @@ def groups(runs: list[Run]) -> list[Group]:
     found: list[tuple[dict[str, str], Group]] = []
     for run in runs:
         own = recipe(run)
-        compared = {key: token(value) for key, value in (ABSENT | own).items()}
+        compared = tokens_of(own)
         agreeing = (pair for pair in found if all(pair[0].get(key, value) == value for key, value in compared.items()))
         tokens, group = next(agreeing, ({}, Group({})))
         if not group.runs:
@@ -149,11 +160,42 @@ def groups(runs: list[Run]) -> list[Group]:
         group.recipe.update({key: value for key, value in own.items() if key not in group.recipe})
         group.runs.append(run)
     found.sort(key=lambda pair: pair[1].size, reverse=True)  # stable: of equal ones the first
-    for tokens, part in found[1:]:
-        first, _ = found[0]
-        keys = sorted(key for key, value in tokens.items() if first.get(key, value) != value)
-        part.differs = {key: part.recipe.get(key, ABSENT.get(key)) for key in order(keys)}
+    for _, part in found[1:]:
+        part.differs = differences(found[0][1], part)
     return [group for _, group in found]
+
+
+def tokens_of(recipe: dict) -> dict[str, str]:
+    return {key: token(value) for key, value in (ABSENT | recipe).items()}
+
+
+def differences(first: Group, other: Group) -> dict:
+    """The settings in which a group differs from the first, its own values."""
+    wanted = tokens_of(first.recipe)
+    keys = sorted(key for key, value in tokens_of(other.recipe).items() if wanted.get(key, value) != value)
+    return {key: other.recipe.get(key, ABSENT.get(key)) for key in order(keys)}
+
+
+def guide_of(run: Run) -> str | None:
+    """The guide that a run follows, as train.py recorded it."""
+    name = run.config.get("guide")
+    return name if name and isinstance(name, str) else None
+
+
+def mean_end(group: Group) -> float:
+    """The mean final eval loss of a group's runs; infinite if one has none, or none that is finite."""
+    ends = [math.nan if run.end is None else run.end.loss for run in group.runs]
+    return sum(ends) / len(ends) if all(map(math.isfinite, ends)) else math.inf
+
+
+def guided(runs: list[Run], first: Group | None) -> list[Group]:
+    """A group for each guide that some of these runs follow, the lowest first; `differs` from `first`, or from that."""
+    names = sorted({name for run in runs if (name := guide_of(run))})
+    found = [group for name in names for group in groups([run for run in runs if guide_of(run) == name])]
+    found.sort(key=mean_end)
+    for group in found:
+        group.differs = differences(first or found[0], group)
+    return found
 
 
 def order(keys: list[str]) -> list[str]:

@@ -5,10 +5,13 @@ itself as markdown and as HTML.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from html import unescape
 
 from analysis.files import number
+from analysis.headline import guide_settings
 from analysis.words import decimals, html, labels, percent, rate_label, settings, shortened, small, steps
 
 NONE, BEST = "—", "best"
@@ -147,16 +150,66 @@ MOMENTS: Columns = (
 BUDGET: Columns = (
     ("Budget in steps", lambda x, r: str(x["step"])),
     ("Passes", lambda x, r: decimals(x["passes"], ".2f")),
-    ("Best rate", lambda x, r: rate_label(x["best_rate"])),
+    ("Best rate", lambda x, r: "not run" if x["best_rate"] is None else rate_label(x["best_rate"])),
     ("Eval loss", lambda x, r: decimals(x["loss"])),
     (
         "Within the margin of it",
         lambda x, r: labels(others) if (others := [y for y in x["within"] if y != x["best_rate"]]) else NONE,
     ),
-    (
-        "Between the rates",
-        lambda x, r: NONE if x["between"] is None else f"about {rate_label(x['between'], 2)}",
-    ),
+    ("Between the rates", lambda x, r: between(x)),
+    ("The line says [95 %]", lambda x, r: NONE if x["law"] is None else rate_with_interval(x["law"])),
+)
+
+
+def between(x: dict) -> str:
+    """The parabola's lowest point, and in brackets where it is less than the margin above that."""
+    if x["between"] is None:
+        return NONE
+    low, high = (rate_label(end, 2) for end in x["band"])
+    return f"about {rate_label(x['between'], 2)} ({low} to {high})"
+
+
+def rate_with_interval(x: dict) -> str:
+    low, high = (rate_label(end, 2) for end in x["interval"])
+    return f"{rate_label(x['rate'], 2)} [{low}, {high}]"
+
+
+def guide(x: dict, r: dict) -> str:
+    """Who recommends it, with a link to where that was read; no other address is made a link."""
+    title, url = x["source"].get("title", ""), unescape(x["source"].get("url", ""))
+    linked = f"[{title}]({url})" if re.fullmatch(r"https://[\w./@-]+", url) else title
+    return f"{x['name']}: {linked}" if title else x["name"]
+
+
+def regret(x: dict, r: dict) -> str:
+    if x["regret"] is None:
+        return BEST if x["compared"] else NONE
+    return with_interval(x["regret"]["mean"], x["regret"]["interval"], "+.3f")
+
+
+def steps_lost(x: dict, r: dict) -> str:
+    found = x["steps_lost"]
+    return NONE if found is None else with_interval(found["mean"], found["interval"], ".0f")
+
+
+def guide_verdict(x: dict, r: dict) -> str:
+    if x["differs"]:
+        return f"not compared: {settings(x['differs'])}"
+    return {"in": "as good", "out": "worse", "undecided": "open"}[x["verdict"]] if x["compared"] else NONE
+
+
+GUIDES: Columns = (
+    ("Guide", guide),
+    ("Settings", lambda x, r: guide_settings(x)),
+    ("α·η", lambda x, r: small(x["axes"]["α·η"])),
+    ("Seeds", seeds),
+    ("Final Eval Loss", lambda x, r: mean_sd(x["final_eval"])),
+    ("Regret [95 %]", regret),
+    ("Steps lost [95 %]", steps_lost),
+    ("Against the best known", guide_verdict),
+    ("Behavior", lambda x, r: behaviours(x | {"flags": {}}, r)),
+    ("It also sets, left out here", lambda x, r: x["source"].get("left_out", NONE)),
+    ("Read on", lambda x, r: x["source"].get("date", NONE)),
 )
 
 HYPOTHESES: Columns = (
@@ -259,7 +312,9 @@ def end_of(x: dict, r: dict) -> str:
 
 def remarks(x: dict, r: dict) -> str:
     beside = ", ".join(f"{key} = {value}" for key, value in x["differs"].items())
-    parts = [x["reason"], *x["notes"], f"not compared: {x['excluded']}" if x["excluded"] else ""]
+    guide = x["config"].get("guide")
+    excluded = f"not compared: {x['excluded']}" if x["excluded"] else ""
+    parts = [f"guide {guide}" if guide else "", x["reason"], *x["notes"], excluded]
     return "; ".join(part for part in (*parts, f"beside the main grid: {beside}" if beside else "") if part)
 
 
@@ -280,7 +335,7 @@ SAMPLES: Columns = (("Learning Rate", lambda x, r: x["who"]), ("Completion", lam
 
 
 def budget(r: dict) -> Table | None:
-    """A few budgets, about doubling, with the passes over the data that each makes; None if rates have no order."""
+    """A few budgets, about doubling, and the one beyond, each with its passes; None if rates have no order."""
     if len(r["rates"]) < 2 or r["best_rate"] is None:
         return None
     rows: list[dict] = r["budget"]
@@ -289,4 +344,11 @@ def budget(r: dict) -> Table | None:
         if not shown or row["step"] * 1.9 <= shown[-1]["step"]:
             shown.append(row)
     per_pass = number(r["data"]["steps_per_pass"])
-    return table(BUDGET, [x | {"passes": x["step"] / per_pass if per_pass else None} for x in shown[:5][::-1]], r)
+    law = {x["steps"]: x for x in r["budget_law"]["for"]}
+    beyond = [{"step": x["steps"], "best_rate": None} for x in law.values() if not x["run"]]
+    empty: dict = {"loss": None, "within": [], "between": None, "band": None}
+    more = {
+        x["step"]: {"passes": x["step"] / per_pass if per_pass else None, "law": law.get(x["step"])}
+        for x in [*shown, *beyond]
+    }
+    return table(BUDGET, [empty | x | more[x["step"]] for x in [*shown[:5][::-1], *beyond]], r)

@@ -3,8 +3,8 @@
     python -m gang ENTITY/PROJECT/SWEEP
 
 Each of its N members claims a configuration through W&B's own protocol, as N `wandb agent` processes would, and logs
-to its own run. Configurations may differ in learning_rate, seed, lora_r and lora_alpha; any other goes into a later
-gang.
+to its own run. Configurations may differ in learning_rate, seed, lora_r and lora_alpha, or in the guide that sets
+these; any other goes into a later gang.
 """
 
 import argparse

@@ -31,7 +31,7 @@ INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words t
 HEARTBEAT_SECONDS = 5  # as wandb agent
 PATIENCE = 600.0  # seconds that a server may be away
 T = TypeVar("T")
-DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha"}
+DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha", "guide"}
 
 
 @dataclass

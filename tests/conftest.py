@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+import yaml
 from hypothesis import HealthCheck, settings
 
 # Property tests share two cores with everything else: no deadlines, no complaints about slow draws.
@@ -17,6 +18,7 @@ settings.register_profile("shared", deadline=None, max_examples=50, suppress_hea
 settings.load_profile("shared")
 
 ROOT = Path(__file__).parent.parent
+TINY = {"max_steps": 3, "per_device_train_batch_size": 2, "dataset_test_split": "test[:8]"}
 PROCESSES = {"server", "checkout"}  # fixtures whose tests start servers, clients or an experiment: slow
 HUGGING_FACE = tempfile.TemporaryDirectory(prefix="huggingface-")  # neither the user's cache nor another worker's
 os.environ["HF_HOME"] = HUGGING_FACE.name
@@ -104,6 +106,24 @@ def experiment(checkout):
         return subprocess.run(command, cwd=checkout, env=plain, capture_output=True, text=True)
 
     return run
+
+
+@pytest.fixture
+def tiny_sweep(tmp_path):
+    """sweep.yaml with other rates and a recipe of three steps; returns a function of the rates."""
+
+    def write(*rates: float) -> Path:
+        recipe = tmp_path / "recipe.yaml"
+        starter = yaml.safe_load((ROOT / "recipes/starter.yaml").read_text())
+        recipe.write_text(yaml.safe_dump(starter | TINY))
+        sweep = yaml.safe_load((ROOT / "sweep.yaml").read_text())
+        sweep["parameters"]["learning_rate"]["values"] = list(rates)
+        sweep["command"][sweep["command"].index("recipes/starter.yaml")] = str(recipe)
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(sweep))
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

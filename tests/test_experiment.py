@@ -15,25 +15,6 @@ import experiment as experiment_module
 from analysis.files import InputError
 
 ROOT = Path(__file__).parent.parent
-TINY = {"max_steps": 3, "per_device_train_batch_size": 2, "dataset_test_split": "test[:8]"}
-
-
-@pytest.fixture
-def tiny_sweep(tmp_path):
-    """sweep.yaml with other rates and a recipe of three steps; returns a function of the rates."""
-
-    def write(*rates: float) -> Path:
-        recipe = tmp_path / "recipe.yaml"
-        starter = yaml.safe_load((ROOT / "recipes/starter.yaml").read_text())
-        recipe.write_text(yaml.safe_dump(starter | TINY))
-        sweep = yaml.safe_load((ROOT / "sweep.yaml").read_text())
-        sweep["parameters"]["learning_rate"]["values"] = list(rates)
-        sweep["command"][sweep["command"].index("recipes/starter.yaml")] = str(recipe)
-        path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump(sweep))
-        return path
-
-    return write
 
 
 def run_data(output: Path, rate: str) -> dict:
