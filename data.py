@@ -50,7 +50,7 @@ def load_splits(data: DataConfig, assistant_only_loss: bool = False) -> tuple[Da
 def make_built_in() -> None:
     """The starter's data, once: of several processes the first makes them and the others wait."""
     made = BUILT_IN / "test.jsonl"  # the last that is written
-    if made.exists():
+    if made.exists() or not BUILT_IN.parent.is_dir():
         return
     folder = os.open(BUILT_IN.parent, os.O_RDONLY)
     try:

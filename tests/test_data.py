@@ -135,7 +135,10 @@ def test_the_built_in_rows_are_made_when_they_are_used(monkeypatch):
     made = []
     monkeypatch.setattr(data.subprocess, "run", lambda command, check: made.append(command[-1]))
     read({"train.jsonl": TEXT, "test.jsonl": TEXT})
+    with pytest.raises(data.InputError, match="starter/data"):
+        read({}, dataset_name="starter/data")
     assert made == []
+    Path("starter").mkdir()
     with pytest.raises(data.InputError, match="starter/data"):
         read({}, dataset_name="starter/data")
     assert made == ["starter.docstrings"]

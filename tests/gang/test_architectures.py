@@ -217,7 +217,7 @@ def test_a_mixture_of_experts_trains_its_attention_in_train_py_alone(name, tmp_p
     flags = {"model_name_or_path": base.model_name_or_path, "dataset_name": data.dataset_name}
     splits = ["--dataset_test_split", "train"]
     monkeypatch.setattr(sys, "argv", ["train.py", *(f"--{key}={value}" for key, value in flags.items()), *splits])
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(train.interruption, "install", lambda: None)
     with pytest.raises(SystemExit, match="2"):
         train.main()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py:")]
