@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
@@ -176,6 +177,23 @@ def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
     assert batch["input_ids"].tolist() == [expected] * 2
     assert tokenizer.decode(expected).endswith(" ")
     assert references == ["the sum"] * 2
+
+
+def test_answers_are_what_follows_the_question():
+    tokenizer = AutoTokenizer.from_pretrained("starter/model")
+    question, untrained, trained = (tokenizer(words).input_ids for words in ("def add(a, b):", "Nothing.", "Add them."))
+    batch = {"input_ids": torch.tensor([question])}
+    rows = train.Trainer.answer_rows(
+        SimpleNamespace(processing_class=tokenizer), batch, ["Sum."],
+        torch.tensor([question + untrained]), torch.tensor([question + trained]),
+    )  # fmt: skip
+    words = {"prompt": "def add(a, b):", "reference": "Sum.", "untrained": "Nothing.", "completion": "Add them."}
+    assert rows == [words]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_cpu_computes_in_float32():
+    assert parse(STARTER)[2].dtype == "float32"
 
 
 @pytest.mark.slow

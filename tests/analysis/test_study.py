@@ -264,6 +264,8 @@ def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics(tmp_pa
     assert said.endswith("At 1e-5 the update ends as large: the cost is of its direction.")
     free = {"difference": {"mean": 0.0, "interval": None}}  # of a rate at which nothing is lost
     assert "update" not in report.control(found, one | {"points": [low | sized | free]})
+    assert tables.control_difference(low | {"difference": cost}, found) == "+0.200 [+0.100, +0.300]"
+    assert tables.control_difference(low | {"difference": None}, found) == tables.NONE
     text = report.render(found, tmp_path, [])
     assert words in text and "beside the main grid: adapter_dtype = bfloat16" in text
     assert [c["passed"] for c in found["checks"] if c["check"] in ("adapters float32", "same recipe")] == [True, True]
