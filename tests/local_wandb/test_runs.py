@@ -101,6 +101,14 @@ def test_a_long_history_is_read_back_whole(api):
     assert len(wandb.Api().run(f"local/{PROJECT}/long").history(samples=500)) == 500
 
 
+def test_a_sample_of_a_column_is_spread_over_all_its_rows(api):
+    with start("sampled") as run:
+        for x in range(10):
+            run.log({"x": x})
+    found = wandb.Api().run(f"local/{PROJECT}/sampled").history(keys=["x"], samples=4, pandas=False)
+    assert [row["x"] for row in found] == [0, 3, 6, 9]
+
+
 @pytest.fixture(scope="module")
 def sixty(server):
     """Sixty runs without a process each: created by name as Run.create does, then given values."""
