@@ -235,6 +235,14 @@ def test_update_size_equals_that_of_the_full_matrix(seed, rank, layers):
     assert sizes["stable_rank"] == pytest.approx(sum(ranks) / layers, rel=1e-4)
 
 
+def test_an_adapter_that_is_not_finite_leaves_the_others_their_size():
+    grams = torch.eye(2).repeat(3, 1, 2, 1, 1)  # of ΔW with two singular values of 1
+    grams[1, 0, 1, 0, 0] = math.nan
+    first, second, third = train.update_sizes(grams, 8.0)
+    assert first == third == pytest.approx({"update_ratio": 0.5, "stable_rank": 2.0})
+    assert all(map(math.isnan, second.values()))
+
+
 @given(st.integers(1, 100_000))
 def test_evaluation_steps_are_dense_early_and_hold_both_ends(max_steps):
     steps = train.evaluation_steps(max_steps)
