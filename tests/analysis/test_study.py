@@ -123,11 +123,30 @@ def forget_passes(record):
 
 
 def names(rates, change=None, **options):
+    return set(asked(rates, change, **options))
+
+
+def asked(rates, change=None, **options):
+    """The values of each follow-up's parameters, seeds apart that are as they were."""
     found = records(rates, **options)
     for record in found:
         if change:
             change(record)
-    return {follow["name"] for follow in followups.follow_ups(study(found))}
+    configs = {follow["name"]: follow["config"]["parameters"] for follow in followups.follow_ups(study(found))}
+    return {
+        name: {key: x["values"] for key, x in parameters.items() if (key, x["values"]) != ("seed", [0])}
+        for name, parameters in configs.items()
+    }
+
+
+def test_a_follow_up_changes_what_it_asks_about():
+    slow, harmed = asked({1e-5: "slow", 2e-4: "good"}), asked({2e-4: "good", 5e-3: "harmed"})
+    assert slow["seeds"] == {"learning_rate": [1e-5, 2e-4], "seed": [1, 2]}
+    assert slow["steps"] == {"learning_rate": [1e-5, 2e-4], "max_steps": [200]}
+    assert slow["alpha_rate"] == {"learning_rate": [1e-4, 2e-4, 4e-4], "lora_alpha": [16, 64]}
+    assert harmed["warmup"] == {"learning_rate": [5e-3], "warmup_steps": [10, 20]}
+    shaky = asked({2e-4: "good", 1e-3: "spike"}, forget_passes)
+    assert shaky["batch_size"] == {"learning_rate": [2e-4, 1e-3], "gradient_accumulation_steps": [4]}
 
 
 def test_follow_ups_are_triggered_by_the_data():
