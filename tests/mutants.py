@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +114,9 @@ class Mutant(NamedTuple):
             operator, occurrence = generator.choice(sorted(places_of(path)[place]))
             before = (ROOT / path).read_text()
             after = mutate_code(before, plugins.get_operator(operator)(), occurrence)
-            if after is not None and meaning(after) != meaning(before):
-                return cls(path, after, changes(before, after))
+            with suppress(SyntaxError):  # an operator may make what is no Python
+                if after is not None and meaning(after) != meaning(before):
+                    return cls(path, after, changes(before, after))
 
 
 PLACES: dict[str, dict[tuple, list[tuple[str, int]]]] = {}
