@@ -163,6 +163,13 @@ def test_a_wrong_configuration_is_refused_by_name(config, message):
         search.check(config)
 
 
+def test_what_a_scheduler_draws_is_not_drawn_here():
+    config = {"method": "custom", "scheduler": {"engine": "optuna"}, "parameters": {"x": {"value": 1}}}
+    search.check(config)
+    with pytest.raises(LookupError):
+        search.next_point(config, [], [])
+
+
 def test_another_way_to_end_early_is_refused_by_name():
     pytest.importorskip("sweeps")
     with pytest.raises(ValueError, match="'median' is not hyperband"):
