@@ -535,6 +535,8 @@ def prepare_environment() -> None:
     os.environ["WANDB_MODE"] = "online"  # or a `wandb offline` of long ago would train into nothing
     os.environ["WANDB_AGENT_DISABLE_FLAPPING"] = "true"  # W&B's agent would leave out the points after three failures
     os.environ["WANDB_AGENT_MAX_INITIAL_FAILURES"] = "1000000"
+    for name in ("WANDB_INIT_TIMEOUT", "WANDB_HTTP_TIMEOUT"):
+        os.environ.setdefault(name, "600")  # seconds that the server may be away before a run, or W&B's agent, gives up
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # libraries' words to their own authors, in every run's log
 
 
