@@ -182,27 +182,45 @@ def test_a_server_that_dies_comes_back_and_the_run_loses_nothing(checkout, toy_s
 
 VICTIMS = {  # of which the command line tells
     "the server": r"^\S+python\S* -m local_wandb",
-    "the training": r"toy\.py|^python train\.py",
+    "its keeper": r"^bash -c",
     "experiment.py": r"experiment\.py",
     "the agent": r"-m wandb agent",
-    "the server's keeper": r"^bash -c",
-    "the analysis": r"-m analysis",
     "the gang": r"-m gang",
+    "the training": r"toy\.py|^python train\.py",
+    "the analysis": r"-m analysis",
 }
 
 
-def end(checkout: Path, victim: str, number: int) -> str:
-    """Sends the signal to the processes of that name; returns what was hit, and when."""
-    working, log = processes_in(checkout), checkout / "outputs/latest/agent-0.log"
-    hit = [pid for pid, command in working.items() if re.search(VICTIMS[victim], command)]
+def moments(*works: str) -> list[tuple[str, str]]:
+    """What can be killed, and when: the server and experiment.py always, `works` while they live."""
+    always = ("the server", "its keeper", "experiment.py")
+    alive = {"start-up": works[:1], "training": works, "upload": works, "analysis": ("the analysis",)}
+    return [(victim, phase) for phase, more in alive.items() for victim in (*more, *always)]
+
+
+def working(checkout: Path, victim: str) -> list[int]:
+    found = processes_in(checkout).items()
+    return [pid for pid, command in found if re.search(VICTIMS[victim], command)]
+
+
+def end(checkout: Path, process: subprocess.Popen, victim: str, phase: str, begun: str, draw: random.Random) -> None:
+    """Send a signal to a process a while after a phase has begun, which words in the agent's log tell."""
+    log, delay = checkout / "outputs/latest/agent-0.log", draw.uniform(0, 15 if phase == "start-up" else 2)
+
+    def due() -> bool:
+        if process.poll() is not None or phase == "start-up":
+            return True
+        if phase == "analysis":
+            return bool(working(checkout, "the analysis"))
+        return log.exists() and re.search(begun, log.read_text()) is not None
+
+    wait(due, 600)
+    time.sleep(delay)
+    number, hit = draw.choice([signal.SIGKILL, signal.SIGTERM]), working(checkout, victim)
     for pid in hit:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-    said = re.findall("Syncing run|gang: step 0|uploads|10/10|step 10 of 10", log.read_text() if log.exists() else "")
-    phase = {"": "start-up", "Syncing run": "training", "gang: step 0": "training"}.get("".join(said[-1:]), "upload")
-    if any(re.search(VICTIMS["the analysis"], command) for command in working.values()):
-        phase = "analysis"
-    return f"{victim}, {signal.Signals(number).name}, {phase if working else 'after the end'}, hit {len(hit)}"
+    print(f"{victim}, {phase}, {number.name} after {delay:.1f} s, hit {len(hit)}")
 
 
 def goes_on(checkout: Path, process: subprocess.Popen, experiment, resume: list[str], anew: list[str | Path]) -> None:
@@ -220,47 +238,24 @@ def goes_on(checkout: Path, process: subprocess.Popen, experiment, resume: list[
     assert not processes_in(checkout)
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("FAULTS", 6))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("FAULTS", 4))))
 def test_any_process_may_end_at_any_moment(seed, checkout, toy_sweep, experiment):
     draw = random.Random(seed)
-    victim, number = list(VICTIMS)[seed % 6], draw.choice([signal.SIGKILL, signal.SIGTERM])
-    moment = time.monotonic() + draw.uniform(0, 25)
+    victim, phase = draw.choice(moments("the agent", "the training"))
     arguments = ["--sweep", toy_sweep(0.1, 0.01, pause=0.1), "--one-by-one"]
     process = launch(checkout, *arguments)
-    while process.poll() is None and time.monotonic() < moment:
-        time.sleep(0.05)
-    print(end(checkout, victim, number))
+    end(checkout, process, victim, phase, "uploads" if phase == "upload" else "Syncing run", draw)
     goes_on(checkout, process, experiment, ["--resume", "--retry-failed", "--one-by-one"], arguments)
     assert steps(checkout, 0.1) == steps(checkout, 0.01) == list(range(1, 41))
 
 
-MOMENTS = [  # of real training
-    ("the gang", "training"),
-    ("the server", "upload"),
-    ("experiment.py", "training"),
-    ("the training", "upload"),
-    ("the gang", "start-up"),
-    ("the server", "training"),
-    ("experiment.py", "analysis"),
-    ("the training", "training"),
-    ("the gang", "upload"),
-    ("the server", "start-up"),
-    ("experiment.py", "upload"),
-    ("the agent", "training"),
-    ("the analysis", "analysis"),
-    ("the training", "start-up"),
-    ("experiment.py", "start-up"),
-    ("the agent", "upload"),
-]
-
-
-@pytest.mark.parametrize("seed", range(int(os.environ.get("REAL_FAULTS", 4))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("REAL_FAULTS", 2))))
 def test_real_training_may_end_at_any_moment(seed, checkout, experiment):
-    """As above: what was interrupted goes on from its checkpoints, and no row is lost or doubled."""
+    """As above, of gangs and of train.py in turn: it goes on from checkpoints, and no row is lost or doubled."""
+    alone = ["--one-by-one"] if seed % 3 == 2 else []
     draw = random.Random(seed)
-    victim, phase = MOMENTS[seed % len(MOMENTS)]
-    number, delay = draw.choice([signal.SIGKILL, signal.SIGTERM]), draw.uniform(0, 8 if phase == "start-up" else 1)
-    step = draw.randrange(10) if phase == "training" else 10
+    victim, phase = draw.choice(moments("the agent", "the training") if alone else moments("the gang"))
+    step = 10 if phase == "upload" else draw.randrange(10)
     recipe = yaml.safe_load((ROOT / "recipes/starter.yaml").read_text())
     recipe |= {"max_steps": 10, "per_device_train_batch_size": 2}
     recipe |= {"dataset_train_split": "train[:64]", "dataset_test_split": "test[:8]"}
@@ -272,22 +267,9 @@ def test_real_training_may_end_at_any_moment(seed, checkout, experiment):
     often = (ROOT / "checkpoint.py").read_text().replace("SECONDS = 60.0", "SECONDS = 0.5")
     (checkout / "checkpoint.py").unlink()  # a link
     (checkout / "checkpoint.py").write_text(often.replace("SHARE = 0.01", "SHARE = 1"))
-    alone = ["--one-by-one"] if victim in ("the training", "the agent") else []
-    arguments = ["--sweep", "two.yaml", *alone]
-    process, log = launch(checkout, *arguments), checkout / "outputs/latest/agent-0.log"
-
-    def due() -> bool:
-        if process.poll() is not None:
-            return True
-        if phase == "analysis":
-            return any("-m analysis" in command for command in processes_in(checkout).values())
-        reached = "" if phase == "start-up" else rf"step {step} of 10|\b{step}/10 "
-        return log.exists() and re.search(reached, log.read_text()) is not None
-
-    wait(due, 600)
-    time.sleep(delay)
-    print(f"{end(checkout, victim, number)}; {delay:.1f} s after {f'step {step}' if phase == 'training' else phase}")
-    goes_on(checkout, process, experiment, ["--resume", *alone], arguments)
+    process = launch(checkout, "--sweep", "two.yaml", *alone)
+    end(checkout, process, victim, phase, rf"step {step} of 10|\b{step}/10 ", draw)
+    goes_on(checkout, process, experiment, ["--resume", *alone], ["--sweep", "two.yaml", *alone])
     for rate in (0.001, 0.005):
         runs = json.loads((checkout / f"outputs/latest/lr_{rate}/run_data.json").read_text())["runs"]
         (run,) = [run for run in runs if run["state"] == "finished"]
