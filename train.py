@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ import inputs
 
 if __name__ == "__main__":
     inputs.answer_at_once(__doc__, sys.argv[1:])  # the imports below take seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C within them is no error
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' words to their own authors, above what a run says of its data
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional package as if something had failed

@@ -169,6 +169,16 @@ def test_who_cannot_wait_for_a_stalled_server_interrupts_twice(checkout, toy_swe
     wait(lambda: not processes_in(checkout))
 
 
+@pytest.mark.parametrize(
+    "command", [["train.py", "--config", "recipes/starter.yaml"], ["-m", "gang", "a/b/c"], ["-m", "analysis", "x"]]
+)
+def test_ctrl_c_in_the_slow_imports_is_silent(command):
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait(lambda: "numpy" in Path(f"/proc/{process.pid}/maps").read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "" and process.returncode == -signal.SIGINT
+
+
 def test_a_server_that_dies_comes_back_and_the_run_loses_nothing(checkout, toy_sweep):
     process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.2), "--one-by-one")
     lock = checkout / "outputs/local_wandb/lock"
