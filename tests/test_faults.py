@@ -252,7 +252,7 @@ def goes_on(checkout: Path, process: subprocess.Popen, experiment, resume: list[
 def test_any_process_may_end_at_any_moment(seed, checkout, toy_sweep, experiment):
     draw = random.Random(seed)
     victim, phase = draw.choice(moments("the agent", "the training"))
-    arguments = ["--sweep", toy_sweep(0.1, 0.01, pause=0.1), "--one-by-one"]
+    arguments = ["--sweep", toy_sweep(0.1, 0.01, pause=0.05), "--one-by-one"]
     process = launch(checkout, *arguments)
     end(checkout, process, victim, phase, "uploads" if phase == "upload" else "Syncing run", draw)
     goes_on(checkout, process, experiment, ["--resume", "--retry-failed", "--one-by-one"], arguments)
