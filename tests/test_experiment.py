@@ -28,7 +28,9 @@ def test_one_command_fills_in_the_report_with_a_diverged_run(agent, experiment, 
     result = experiment("--sweep", tiny_sweep(2.0e-4, 1.0e30), *agent)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
-    assert re.search(r"^learning_rate=1e\+30: diverged at step 2, step 2 of 3, loss \d", result.stdout, re.MULTILINE), result.stdout
+    assert re.search(r"^learning_rate=1e\+30: diverged at step 2, step 2 of 3, loss \d", result.stdout, re.MULTILINE), (
+        result.stdout
+    )
     assert re.search(r"^learning_rate=0.0002: finished, step 3 of 3, loss \d", result.stdout, re.MULTILINE)
     sweep = re.search(r"^sweep: local/learning-rate-exploration/(\w+) ", result.stdout, re.MULTILINE)[1]
     output = checkout / "outputs" / f"starter-model-starter-data-learning_rate-{sweep}"
@@ -152,6 +154,16 @@ def test_an_unwritable_output_directory_is_named(experiment, tmp_path):
     result = experiment("--output", tmp_path / "file" / "out")
     assert result.returncode == 2
     assert "choose a writable directory" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_rows_that_cannot_be_read_make_no_sweep(experiment, checkout, tiny_sweep):
+    path = tiny_sweep(2.0e-4)
+    (checkout / "rows.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    path.write_text(path.read_text().replace("parameters:", "parameters:\n  dataset_name: {value: rows.jsonl}"))
+    result = experiment("--sweep", path)
+    assert result.returncode == 2
+    assert "rows.jsonl, line 2, column 9: Expecting value" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not list(checkout.glob("outputs/*"))
 
 
 def test_what_train_refuses_is_shown(experiment, tiny_sweep):
