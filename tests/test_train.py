@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
@@ -180,6 +181,23 @@ def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
     assert references == ["the sum"] * 2
 
 
+def test_answers_are_what_follows_the_question():
+    tokenizer = AutoTokenizer.from_pretrained("starter/model")
+    question, untrained, trained = (tokenizer(words).input_ids for words in ("def add(a, b):", "Nothing.", "Add them."))
+    batch = {"input_ids": torch.tensor([question])}
+    rows = train.Trainer.answer_rows(
+        SimpleNamespace(processing_class=tokenizer), batch, ["Sum."],
+        torch.tensor([question + untrained]), torch.tensor([question + trained]),
+    )  # fmt: skip
+    words = {"prompt": "def add(a, b):", "reference": "Sum.", "untrained": "Nothing.", "completion": "Add them."}
+    assert rows == [words]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_cpu_computes_in_float32():
+    assert parse(STARTER)[2].dtype == "float32"
+
+
 @pytest.mark.slow
 def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):
     subject = trainer(tmp_path)
@@ -217,6 +235,14 @@ def test_update_size_equals_that_of_the_full_matrix(seed, rank, layers):
     (sizes,) = train.update_sizes(train.adapter_grams(adapters)[None], 2.0 * layers)
     assert sizes["update_ratio"] == pytest.approx(math.sqrt(sum(ratios) / (2.0 * layers)), rel=1e-4)
     assert sizes["stable_rank"] == pytest.approx(sum(ranks) / layers, rel=1e-4)
+
+
+def test_an_adapter_that_is_not_finite_leaves_the_others_their_size():
+    grams = torch.eye(2).repeat(3, 1, 2, 1, 1)  # of ΔW with two singular values of 1
+    grams[1, 0, 1, 0, 0] = math.nan
+    first, second, third = train.update_sizes(grams, 8.0)
+    assert first == third == pytest.approx({"update_ratio": 0.5, "stable_rank": 2.0})
+    assert all(map(math.isnan, second.values()))
 
 
 @given(st.integers(1, 100_000))
