@@ -82,18 +82,39 @@ def read_sweep(path: Path) -> dict:
 
 def check_points(path: Path, sweep: dict) -> None:
     """Raise InputError for what train.py would refuse, with each value that a parameter takes."""
-    words = [str(word) for word in sweep.get("command") or ("${program}", "${args}")]
-    names = [Path(str(sweep.get("program")) if word == "${program}" else word).name for word in words]
-    if "train.py" not in names:
-        return
-    flags = words[names.index("train.py") + 1 :]
-    for name, parameter in sweep["parameters"].items():
-        for value in parameter.get("values", [parameter.get("value")]):
-            given = [] if value is None else [f"--{name}={value}"]
+    for name in sweep["parameters"]:
+        for arguments in calls(sweep, [name]):
             try:
-                inputs.check([word for flag in flags for word in (given if flag == "${args}" else [flag])])
+                inputs.check(arguments)
             except inputs.InputError as error:
                 raise InputError(f"{path}: {error}") from error
+
+
+def check_rows(path: Path, sweep: dict) -> None:
+    """Raise InputError for rows that train.py would refuse."""
+    import data  # here, since it takes a second
+
+    names = [name for name in sweep["parameters"] if name.startswith("dataset_") or name == "assistant_only_loss"]
+    for arguments in calls(sweep, names):
+        try:
+            data.check(arguments)
+        except inputs.InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def calls(sweep: dict, names: list[str]) -> list[list[str]]:
+    """The arguments that train.py gets with each value of these parameters; none if the sweep runs another program."""
+    words = [str(word) for word in sweep.get("command") or ("${program}", "${args}")]
+    programs = [Path(str(sweep.get("program")) if word == "${program}" else word).name for word in words]
+    if "train.py" not in programs:
+        return []
+    flags = words[programs.index("train.py") + 1 :]
+    parameters = [sweep["parameters"][name] for name in names]
+    found = []
+    for point in itertools.product(*(parameter.get("values", [parameter.get("value")]) for parameter in parameters)):
+        given = [f"--{name}={value}" for name, value in zip(names, point, strict=True) if value is not None]
+        found.append([word for flag in flags for word in (given if flag == "${args}" else [flag])])
+    return found
 
 
 def recipe_of(sweep: dict) -> Path | None:
@@ -346,6 +367,7 @@ class Experiment:
     def __init__(self, options: argparse.Namespace):
         self.options, self.sweep, self.output = options, None, options.output
         self.config = None if options.resume else read_sweep(options.sweep)
+        self.report: Report | None = None
         self.beside: list[str] = []  # sweeps that join the report
         if options.guides:
             self.config = sweep_of_guides(self.config)
@@ -357,9 +379,21 @@ class Experiment:
         self.poll_seconds = POLL_SECONDS[options.server]
         folder.check_latest()
         writable(self.output or OUTPUTS)
+        if not options.resume:
+            check_rows(options.sweep, self.config)
 
     def run(self, server: Server | None) -> int:
         """Everything from the sweep to the report; returns the exit code."""
+        try:
+            return self.work(server)
+        except (KeyboardInterrupt, SystemExit):
+            if self.report:
+                self.report.stop()
+            if self.sweep:
+                print(f"stopped; rows and checkpoints are kept. To go on: {self.again()}", file=sys.stderr)
+            raise
+
+    def work(self, server: Server | None) -> int:
         from analysis import pull  # W&B's client takes a second to import, in which the server starts
 
         gpus = devices()
@@ -385,26 +419,19 @@ class Experiment:
             runs = pull.states(api, self.sweep)
             return runs and last_attempts(runs, self.config)
 
-        progress, self.report = (
-            Progress(total, varied(self.config)),
-            Report([*self.beside, self.sweep], self.output, total),
-        )
+        progress = Progress(total, varied(self.config))
+        self.report = Report([*self.beside, self.sweep], self.output, total)
         command = self.agent(total, len(gpus) or 1)
-        try:
-            with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:
-                watch(states, progress, processes, server, self.poll_seconds, self.report)
-            for _ in range(20):  # about ten minutes of a server that does not answer
-                if (runs := states()) is not None:
-                    progress.close(runs)
-                    return self.finish(runs, total, processes)
-                time.sleep(1)
-                if server and not server.serves():
-                    server.revive()
-            raise InputError(f"the server does not answer; for the report: {self.again()}")
-        except (KeyboardInterrupt, SystemExit):
-            self.report.stop()
-            print(f"stopped; rows and checkpoints are kept. To go on: {self.again()}", file=sys.stderr)
-            raise
+        with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:
+            watch(states, progress, processes, server, self.poll_seconds, self.report)
+        for _ in range(20):  # about ten minutes of a server that does not answer
+            if (runs := states()) is not None:
+                progress.close(runs)
+                return self.finish(runs, total, processes)
+            time.sleep(1)
+            if server and not server.serves():
+                server.revive()
+        raise InputError(f"the server does not answer; for the report: {self.again()}")
 
     def create(self, server: Server | None) -> str:
         """The sweep of the file, or one of the guides, whose file the report keeps."""
@@ -436,14 +463,15 @@ class Experiment:
             print(f"to try these again: {self.again('--retry-failed')}", file=sys.stderr)
         code = 0
         if trained:
-            code = self.report.finish()
+            if code := self.report.finish():
+                print(f"no report; to try again: {self.again()}", file=sys.stderr)
         else:
             print("no run has logged anything: no report", file=sys.stderr)
         if self.options.server == "local":
             print(f"to see the runs again: python -m local_wandb --data {LOCAL_DATA}")
         if refused and not trained:
             return 2
-        return 1 if refused or failed or ill or not trained else code
+        return 1 if refused or failed or ill or not trained or code < 0 else code  # below 0: ended by a signal
 
     def remember(self) -> None:
         """Make the output folder, with the recipe as used and what --resume needs, and point outputs/latest to it."""
@@ -535,6 +563,8 @@ def prepare_environment() -> None:
     os.environ["WANDB_MODE"] = "online"  # or a `wandb offline` of long ago would train into nothing
     os.environ["WANDB_AGENT_DISABLE_FLAPPING"] = "true"  # W&B's agent would leave out the points after three failures
     os.environ["WANDB_AGENT_MAX_INITIAL_FAILURES"] = "1000000"
+    for name in ("WANDB_INIT_TIMEOUT", "WANDB_HTTP_TIMEOUT"):
+        os.environ.setdefault(name, "600")  # seconds that the server may be away before a run, or W&B's agent, gives up
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # libraries' words to their own authors, in every run's log
 
 

@@ -19,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
+from wandb.errors import AuthenticationError
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 import train
 from data import load_split
@@ -435,6 +437,25 @@ def test_sigterm_keeps_every_row_and_exits_with_143(tmp_path):
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert len([row for row in rows if "train/loss" in row]) >= 3
     assert records[-1]["type"] == "exit"
+
+
+def test_a_server_that_is_away_is_waited_for(monkeypatch, capsys):
+    def answer(*failures: Exception):
+        left = list(failures)
+
+        def ask() -> str:
+            if left:
+                raise left.pop(0)
+            return "it is back"
+
+        return train.patiently(ask)
+
+    monkeypatch.setattr("train.PAUSE", 0)
+    assert answer(WandbApiFailedError("no answer"), AuthenticationError("no answer")) == "it is back"
+    assert capsys.readouterr().out == 2 * "the server does not answer: no answer; another try follows\n"
+    monkeypatch.setattr("train.PATIENCE", -1)
+    with pytest.raises(InputError, match="the server does not answer: no answer"):
+        answer(WandbApiFailedError("no answer"))
 
 
 def test_a_rate_that_yaml_reads_as_a_string_is_named(tmp_path, monkeypatch):

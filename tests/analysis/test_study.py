@@ -61,6 +61,7 @@ def halve_rate(record):
             "2 different eval sets",
             lambda r: r["files"]["eval_nll.json"]["tokens"].__setitem__(0, 99),
         ),
+        ("same eval examples", "has finished without its eval_nll.json", lambda r: r["files"].pop("eval_nll.json")),
     ],
 )
 def test_each_check_fails_on_its_own_fault(check, words, change):
