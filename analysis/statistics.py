@@ -4,7 +4,7 @@ Losses are in nats per token. Everything is closed form: no resampling, no rando
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -101,6 +101,25 @@ def over_examples(rows: list, tokens: np.ndarray | None, module: np.ndarray | No
     return [found] if math.isfinite(found[0]) else []
 
 
+def rates_and_seeds(losses: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Least squares of a loss as its rate's plus its seed's: means (m,), residuals, their degrees of freedom.
+
+    losses: one seed -> loss for each rate. A mean is the rate's as if it had every seed; where all have the same seeds,
+    or share none, that is the plain mean.
+    """
+    seeds = list(dict.fromkeys(seed for ends in losses for seed in ends))
+    cells = [(place, seeds.index(seed)) for place, ends in enumerate(losses) for seed in ends]
+    effects = np.zeros((len(cells), len(losses) + len(seeds)))
+    for row, (place, seed) in enumerate(cells):
+        effects[row, [place, len(losses) + seed]] = 1
+    values = np.array([loss for ends in losses for loss in ends.values()])
+    # Seeds' effects are pulled to 0 by next to nothing: what rates and seeds could share counts as the rates'.
+    pull = 1e-4 * np.eye(len(seeds), effects.shape[1], len(losses))
+    found = np.linalg.lstsq(np.vstack([effects, pull]), np.append(values, np.zeros(len(seeds))), rcond=None)[0]
+    freedom = len(cells) - int(np.linalg.matrix_rank(effects)) if cells else 0
+    return found[: len(losses)], values - effects @ found, freedom
+
+
 def level(ends: dict[object, Checkpoint], tokens: np.ndarray | None, module: np.ndarray | None) -> Estimate | None:
     """The mean loss of one rate over its seeds; `ends` by seed."""
     if not ends:
@@ -113,7 +132,7 @@ def level(ends: dict[object, Checkpoint], tokens: np.ndarray | None, module: np.
 
 
 def difference(
-    a: dict[object, Checkpoint], b: dict[object, Checkpoint], tokens: np.ndarray | None, module: np.ndarray | None
+    a: Mapping[Any, Checkpoint], b: Mapping[Any, Checkpoint], tokens: np.ndarray | None, module: np.ndarray | None
 ) -> Estimate | None:
     """The mean of a's loss − b's, by seed where they share any, else between their means.
 
