@@ -26,19 +26,14 @@ def config(study: Study, name: str, **values: list) -> dict:
     size = Counter(run.sweep for run in study.counted)  # a control has settings of its own
     known = [sweep for sweep in study.sweeps if isinstance(sweep.get("config"), dict)]
     source: dict = max(known, key=lambda sweep: size[sweep["id"]], default={"config": {}})["config"]
-    kept: dict[str, list] = {}
+    kept: dict[str, dict] = {}
     for key, spec in parameters({"config": source}).items():
         fixed = constants(spec)
         if len(fixed) == 1 or (key == "seed" and fixed):
-            kept[key] = fixed
-    kept |= values
+            kept[key] = {"values": fixed} if len(fixed) > 1 else {"value": fixed[0]}
+    kept |= {key: {"values": found} for key, found in values.items()}
     about = {key: source[key] for key in ("program", "project", "entity", "metric", "command") if key in source}
-    return {"name": name, **about, "method": "grid", "parameters": {key: varied(found) for key, found in kept.items()}}
-
-
-def varied(values: list) -> dict:
-    """A parameter of a grid: one value is no name that runs differ by."""
-    return {"values": values} if len(values) > 1 else {"value": values[0]}
+    return {"name": name, **about, "method": "grid", "parameters": kept}
 
 
 def follow_up(study: Study, name: str, question: str, why: str, **values: list) -> dict:
@@ -65,7 +60,9 @@ def passes(study: Study, steps: float, batch: float = 1.0) -> tuple[bool, str]:
 def round_of(study: Study, found: Round) -> dict:
     """The next round of the search as a sweep; its description is what it asks."""
     name = f"round-{len(search.rounds(study)) + 1}"
-    sweep = config(study, name, learning_rate=list(found.rates), seed=list(found.seeds))
+    sweep = config(study, name, learning_rate=list(found.rates))
+    seeds = list(found.seeds)
+    sweep["parameters"]["seed"] = {"values": seeds} if len(seeds) > 1 else {"value": seeds[0]}
     return {"name": name, "description": found.asked} | sweep
 
 
