@@ -150,23 +150,6 @@ def test_no_follow_up_makes_more_than_two_passes_over_the_data():
     assert "that makes 1.8 passes over the data" in next(f["why"] for f in found if f["name"] == "steps")
 
 
-@pytest.mark.parametrize(
-    ("rates", "grid"),
-    [
-        ({1e-5: "slow", 2e-4: "good", 1e-3: "suboptimal", 5e-3: "stopped"}, [1e-4, 4e-4]),
-        ({1e-3: "stopped", 5e-3: "stopped"}, [1e-5, 3.2e-5, 1e-4, 3.2e-4]),
-        ({2e-4: "good", 1e-3: "suboptimal"}, [5e-5, 1e-4, 4e-4]),
-        ({1e-4: "suboptimal", 3.2e-4: "good", 1e-3: "suboptimal"}, [1.6e-4, 6.4e-4]),
-        ({1e-4: "suboptimal", 2e-4: "good", 4e-4: "suboptimal"}, [1.4e-4, 2.8e-4]),
-        ({1.6e-4: "suboptimal", 2e-4: "good", 2.4e-4: "suboptimal"}, []),
-        ({2e-4: "suboptimal", 1e-3: "good", 2e-3: "stopped"}, [5e-4, 1.4e-3]),
-        ({2e-4: "cut"}, []),
-    ],
-)
-def test_the_refinement_grid(rates, grid):
-    assert followups.refinement_grid(study(records(rates)))[0] == grid
-
-
 def test_two_sweeps_merge_into_one_study():
     first, second = records(), records({6.3e-5: "suboptimal", 6.3e-4: "good"}, sweep="sw2")
     sweeps = [simulate.sweep_of(list(simulate.SEED_RATES), [0]), simulate.sweep_of([6.3e-5, 6.3e-4], [0], "sw2")]
