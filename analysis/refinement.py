@@ -31,6 +31,7 @@ SKEWS = np.linspace(-1.2, 1.2, 9)  # log10 of the right side's height over the l
 SKEW = 0.5  # its prior standard deviation
 NOISES = (0.1, 0.2, 0.4, 0.8, 1.6)  # standard deviation over seeds where it is not known, as shares of ε
 MISFIT = 0.25  # standard deviation of a loss from such a shape, as a share of its height above the lowest
+FLAT = 0.15  # and this share of ε more
 CELL = 0.02  # decades between the places at which the best rate is looked for
 BEYOND = 1.0  # decades outside the tested rates within which it is looked for
 
@@ -233,7 +234,7 @@ def place(points: Sequence[Point], epsilon: float, noise: float | None = None) -
     _, residuals, freedom = statistics.rates_and_seeds([losses[rate] for rate in feasible])
     logs, costs = [], []
     for spread in [noise] if noise else [share * epsilon for share in NOISES]:
-        variance = spread**2 / seeds + (MISFIT * (loss - loss.min())) ** 2
+        variance = spread**2 / seeds + (MISFIT * (loss - loss.min()) + FLAT * epsilon) ** 2
         total = (1 / variance).sum()
         weight = 1 / variance / total
         centred = loss - weight @ loss

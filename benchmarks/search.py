@@ -3,33 +3,33 @@
     pip install --target /tmp/optuna optuna==5.0.0    # a peer, no requirement of the project
     PYTHONPATH=/tmp/optuna OMP_NUM_THREADS=1 python -m benchmarks.search
 
-Draws docs/search.png and prints the tables of docs/search.md, which says what is what. With --tuning it uses the surfaces
-on which the search was tuned, draws nothing, and needs no Optuna.
+Draws docs/search.png and prints the tables of docs/search.md, which says what is what. With --tuning it uses the
+surfaces on which the search was tuned, draws nothing, and needs no Optuna.
 """
 
 import argparse
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 import guides
+from analysis.figures import DPI, QUIET, STYLE
 from analysis.refinement import Decision, Point, next_round
 from analysis.statistics import basin_width, wilson
-from benchmarks.grid import ROOT, call
-from benchmarks.surfaces import FILE, HELD_OUT, HIGH, LOW, TUNING, Surface, drawn, machine, recorded
+from benchmarks.surfaces import HELD_OUT, HIGH, LOW, ROOT, TUNING, Surface, circumstances, drawn, recorded
 
 START = (1e-5, 2e-4, 1e-3, 5e-3)  # sweep.yaml's grid: the search's first four runs
 HALF_DECADES = [LOW * 10 ** (k / 2 + 0.05) for k in range(8)]
 FULL = 3 * len(HALF_DECADES)  # runs of the full grid, three seeds
 BUDGETS = [*range(4, 17), 20, 24]  # runs in all, the starting grid's included
-SHOWN = [8, 10, 12, 24]
+HALF = FULL // 2
+SHOWN = [8, 10, HALF, FULL]
 RUNGS = (1 / 9, 1 / 3, 1.0)  # shares of a run's steps after which Hyperband may stop it
 
 
@@ -166,43 +166,130 @@ def share(regret: np.ndarray, epsilon: np.ndarray) -> str:
 
 
 def table(found: dict[str, np.ndarray], names: list[str], epsilon: np.ndarray) -> str:
+    """Every peer at the budgets SHOWN."""
     places = [BUDGETS.index(budget) for budget in SHOWN]
-    head = [f"{budget} runs" for budget in SHOWN] + [f"regret after {SHOWN[2]}: median, 95 % below"]
+    head = [f"{budget} runs" for budget in SHOWN] + [f"regret after {HALF}: median, 95 % below"]
     lines = ["| | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
     for name in names:
         regrets = found[name]
         cells = [share(regrets[:, i], epsilon) if np.isfinite(regrets[:, i]).any() else "" for i in places]
-        middle, most = np.nanquantile(regrets[:, places[2]], [0.5, 0.95])
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {middle:.4f}, {most:.3f} nats |")
+        middle, most = np.nanquantile(regrets[:, BUDGETS.index(HALF)], [0.5, 0.95])
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {middle:.4f}, {most:.3f} |")
     return "\n".join(lines)
 
 
-def by_family(found: dict[str, np.ndarray], surfaces: list[Surface], epsilon: np.ndarray) -> str:
-    """The search alone: how often it is right, its interval covers, and what it spends, by family."""
-    families = [surface.name.split()[0] for surface in surfaces]
-    lines = ["| | n | " + " | ".join(f"{budget} runs: right, covers, spent" for budget in SHOWN) + " |",
+def parts(surfaces: list[Surface]) -> dict[str, np.ndarray]:
+    """Which surfaces belong to each family, and which are hard for other reasons."""
+    families = np.array([surface.name.rstrip(" 0123456789") for surface in surfaces])
+    found = {family: families == family for family in dict.fromkeys(families)}
+    noisy = np.array([surface.sd(np.array([surface.best]))[0] > 0.015 for surface in surfaces])
+    near = np.array([surface.edge_sd > 0 and surface.edge < surface.best * 10**0.5 for surface in surfaces])
+    return found | {"SD over seeds above 0.015": noisy, "edge of each seed's own, within half a decade": near,
+                    "all": np.ones(len(surfaces), bool)}  # fmt: skip
+
+
+def by_part(found: dict[str, np.ndarray], surfaces: list[Surface], epsilon: np.ndarray) -> str:
+    """The search alone: how often its regret is at most ε, its interval covers the best rate, and what it runs."""
+    lines = ["| | n | " + " | ".join(f"{budget} runs: right, covers, run" for budget in SHOWN) + " |",
              "|" + "---|" * (len(SHOWN) + 2)]  # fmt: skip
-    for family in [*dict.fromkeys(families), "all"]:
-        rows = np.array([family in (name, "all") for name in families])
+    for part, rows in parts(surfaces).items():
+        if not rows.any():
+            continue
         cells = []
-        for budget in SHOWN:
-            i = BUDGETS.index(budget)
+        for i in map(BUDGETS.index, SHOWN):
             right, inside = found["search"][rows, i] <= epsilon[rows], found["inside"][rows, i]
-            cells.append(f"{100 * right.mean():.1f} %, {100 * inside.mean():.1f} %, {found['spent'][rows, i].mean():.1f}")
-        lines.append(f"| {family} | {rows.sum()} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            spent = found["spent"][rows, i].mean()
+            cells.append(f"{100 * right.mean():.1f} %, {100 * inside.mean():.1f} %, {spent:.1f}")
+        lines.append(f"| {part} | {rows.sum()} | " + " | ".join(cells) + " |")
+    low, high = wilson(int(inside.sum()), len(inside))
+    return "\n".join(lines) + f"\n\n95 % interval of the last coverage: [{100 * low:.1f}, {100 * high:.1f}] %"
+
+
+def tinker(surfaces: list[Surface]) -> str:
+    """The regret of Tinker's formula on recorded surfaces: without a model there is no formula."""
+    entry = guides.entry("tinker")
+    sizes = {"flagship": 768}  # of the hidden layers; all others are the starter's
+    lines = []
+    for name in dict.fromkeys(surface.name for surface in surfaces):
+        surface = next(one for one in surfaces if one.name == name)
+        rate = entry["learning_rate"] * (guides.HIDDEN_SIZE / sizes.get(name, 192)) ** entry["exponent"]["llama"]
+        lines.append(
+            f"| {name} | {rate:.2g} | {surface.best:.2g} | {surface.regret(rate):.3f} | {surface.epsilon:.3f} |"
+        )
+    return "\n".join(["| | Tinker's formula | best rate | regret | ε |", "|" + "---|" * 5, *lines])
+
+
+COLOURS = {
+    "search": "#0072B2",
+    "half-decade grid": "#000000",
+    "random": "#767676",
+    "TPE": "#D55E00",
+    "Hyperband + TPE": "#009E73",
+    "LR range test": "#AA4499",
+}  # Okabe and Ito's, and Tol's for the last one
+MARKERS = dict(zip(COLOURS, "oDsv^X", strict=True))
+
+
+def draw(found: dict[str, np.ndarray], names: list[str], epsilon: np.ndarray, path: Path) -> None:
+    """The share within ε, and the regret that 95 % stay below, against the number of runs."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
+        for axes, value in (
+            (left, lambda regret: 100 * (regret <= epsilon).mean()),
+            (right, lambda regret: np.quantile(regret, 0.95)),
+        ):
+            ends = {}
+            for name in names:
+                known = [i for i in range(len(BUDGETS)) if np.isfinite(found[name][:, i]).any()]
+                at, values = [BUDGETS[i] for i in known], [value(found[name][:, i]) for i in known]
+                if name == "half-decade grid":
+                    at, values = zip(*[(x, y) for x, y in zip(at, values, strict=True) if x % 8 == 0], strict=True)
+                if name == "LR range test":
+                    at, values = [1], values[:1]
+                style = {"linewidth": 2.6, "markersize": 6, "zorder": 3} if name == "search" else {"linewidth": 1.4}
+                line = "-" if len(at) > 3 else "--"
+                axes.plot(at, values, line, marker=MARKERS[name], color=COLOURS[name], **style)
+                ends[name] = (at[-1], values[-1])
+            label(axes, ends)
+            axes.set(xlabel="runs, the starting grid's included", xlim=(0, 31), xticks=range(0, 25, 4))
+            axes.axvline(HALF, color=QUIET, linestyle=":", linewidth=1.2)
+        bands = [wilson(int((regret <= epsilon).sum()), len(epsilon)) for regret in found["search"].T]
+        left.fill_between(BUDGETS, *(100 * np.array(bands).T), color=COLOURS["search"], alpha=0.15, linewidth=0)
+        left.axhline(95, color=QUIET, linestyle=":", linewidth=1.2)
+        left.annotate("goal: 95 %", (0.2, 95.4), fontsize=8, color=QUIET)
+        left.annotate("half of the full grid's runs", (HALF + 0.2, left.get_ylim()[0] + 1), fontsize=8, color=QUIET)
+        left.set_title("A  Surfaces on which the regret is at most ε (%)")
+        right.set_title("B  Regret that 95 % of the surfaces stay below (nats)")
+        right.set_yscale("log")
+        figure.savefig(path, dpi=DPI)
+
+
+def label(axes: Axes, ends: dict[str, tuple[float, float]]) -> None:
+    """Each line's name right of its end, moved apart where two would touch."""
+    for name, (x, y) in ends.items():
+        axes.annotate(name, (x, y), xytext=(7, 0), textcoords="offset points", va="center", color=COLOURS[name],
+                      fontsize=9, weight="bold" if name == "search" else "normal")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tuning", action="store_true", help="the surfaces on which the search was tuned")
     parser.add_argument("--count", type=int, default=200, help="surfaces of each family; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=20, help="of each recorded surface; default: %(default)s")
     options = parser.parse_args()
-    surfaces = drawn(TUNING, options.count, 1) if options.tuning else drawn(HELD_OUT, options.count, 2)
-    found = measure(surfaces, {} if options.tuning else PEERS)
-    epsilon = np.array([surface.epsilon for surface in surfaces])
-    names = ["search", *({} if options.tuning else PEERS)]
-    print(table(found, names, epsilon), by_family(found, surfaces, epsilon), sep="\n\n")
+    peers = {} if options.tuning else PEERS
+    packages = ["numpy", "scipy"] + ([] if options.tuning else ["optuna"])
+    print(json.dumps(circumstances("python -m benchmarks.search", *packages)), flush=True)
+    families = drawn(TUNING, options.count, 1) if options.tuning else drawn(HELD_OUT, options.count, 2)
+    for title, surfaces in (("families", families), ("recorded", recorded(not options.tuning, options.repeats))):
+        found = measure(surfaces, peers)
+        epsilon = np.array([surface.epsilon for surface in surfaces])
+        names = ["search", *peers]
+        print(f"\n{title}\n", table(found, names, epsilon), "", by_part(found, surfaces, epsilon), sep="\n", flush=True)
+        if title == "recorded":
+            print("", tinker(surfaces), sep="\n")
+        elif not options.tuning:
+            draw(found, names, epsilon, ROOT / "docs/search.png")
 
 
 if __name__ == "__main__":
