@@ -41,6 +41,7 @@ from analysis.words import (
     listed,
     percent,
     plural,
+    rate_bounds,
     rate_label,
     settings,
     shortened,
@@ -417,7 +418,7 @@ def optimum(r: dict) -> str:
         return ""
     if o["identified"]:
         return (
-            f"The best rate lies at about {rate_label(o['learning_rate'])}, {tables.rate_bounds(o['interval'])}: the "
+            f"The best rate lies at about {rate_label(o['learning_rate'], 2)}, {rate_bounds(o['interval'])}: the "
             f"lowest point of two half parabolas in the rate's logarithm through {in_words(o['n'])} rates."
         )
     gaps = [(a, b) for a, b in ((o["left"], r["best_rate"]), (r["best_rate"], o["right"])) if None not in (a, b)]

@@ -12,7 +12,19 @@ from html import unescape
 
 from analysis.files import number
 from analysis.headline import guide_settings
-from analysis.words import decimals, html, labels, listed, percent, rate_label, settings, shortened, small, steps
+from analysis.words import (
+    decimals,
+    html,
+    labels,
+    listed,
+    percent,
+    rate_bounds,
+    rate_label,
+    settings,
+    shortened,
+    small,
+    steps,
+)
 
 NONE, BEST = "—", "best"
 EMPTY = (NONE, BEST, "")  # cells that alone make no column
@@ -172,12 +184,6 @@ def between(x: dict) -> str:
 def rate_with_interval(x: dict) -> str:
     low, high = (rate_label(end, 2) for end in x["interval"])
     return f"{rate_label(x['rate'], 2)} [{low}, {high}]"
-
-
-def rate_bounds(pair: list) -> str:
-    """95 % [1.6e-4, 3.3e-4]; a side beyond the rates that were run is open."""
-    low, high = (rate_label(number(end), 2) for end in pair)
-    return f"95 % [{low if number(pair[0]) else 'open'}, {high if math.isfinite(number(pair[1])) else 'open'}]"
 
 
 SEARCH: Columns = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis import followups, report, search, study
+from analysis import followups, headline, report, search, study
 from analysis.files import number
 from analysis.refinement import Decision, Round
 from analysis.results import results
@@ -39,7 +39,8 @@ SECOND = round_of(2, {5e-4: 0.1, 1e-3: 0.0}, "Over more seeds, is 1e-3 or 5e-4 b
 
 def test_a_grid_alone_has_no_story():
     assert search.story(searched()) is None
-    assert report.search(results(searched())) == ""
+    found = results(searched())
+    assert report.search(found) == "" and "run or not" not in headline.answer(found)
 
 
 def test_the_story_of_two_rounds():
@@ -58,6 +59,7 @@ def test_the_report_places_the_best_rate_where_the_search_does():
     assert found["optimum"]["interval"] == found["search"]["rounds"][-1]["interval"]
     low, high = map(number, found["optimum"]["interval"])
     assert low < found["best_rate"] < high
+    assert "The best of all rates, run or not, lies in 95 % [" in headline.answer(found)
     assert "The best rate lies at about " in report.optimum(found) and "through five rates" in report.optimum(found)
 
 
