@@ -24,9 +24,14 @@ LEFT = 3  # most rates that get more seeds
 FEWEST = 2  # seeds that tell a spread
 MORE = 2  # seeds that one round adds: with two in all, 95 % are 12.7 standard errors
 GUESSED = 0.25  # share of ε taken as the seeds' standard deviation while one seed says nothing of it
-MISFIT = 0.15  # standard deviation of a loss from the two parabolas, as a share of its height above the lowest
-SKEW = 0.4  # prior standard deviation of log10 of the right side's curvature over the left side's
-CELL = 0.01  # decades between the places at which the best rate is looked for
+TIED = 0.5  # share of ε within which the lower of two rates is taken: the higher one may diverge with another seed
+# What `place` takes for possible; benchmarks/search.py holds that its interval covers the best rate in 95 %.
+POWERS = (1.0, 2.0, 4.0)  # of the distance to the lowest point, on either side: a kink, a parabola, a flat floor
+SKEWS = np.linspace(-1.2, 1.2, 9)  # log10 of the right side's height over the left side's, a decade away
+SKEW = 0.5  # its prior standard deviation
+NOISES = (0.1, 0.2, 0.4, 0.8, 1.6)  # standard deviation over seeds where it is not known, as shares of ε
+MISFIT = 0.25  # standard deviation of a loss from such a shape, as a share of its height above the lowest
+CELL = 0.02  # decades between the places at which the best rate is looked for
 BEYOND = 1.0  # decades outside the tested rates within which it is looked for
 
 
@@ -88,13 +93,13 @@ def next_round(points: Sequence[Point], budget: int, epsilon: float, noise: floa
     found = place(points, epsilon, noise)
     if found is None:
         return downwards(losses, budget)
-    best = min(feasible, key=feasible.get)
+    best = choice(feasible, epsilon)
     if rates := closer(losses, feasible, found, epsilon):
         if budget < 1:
             return decide(best, found, "The budget is spent before the rates beside it were run.")
         rates = sorted(rates[:budget])
         return Round(tuple(rates), (first_seed(losses),), f"Is {labels(rates, 'or')} better than {rate_label(best)}?")
-    left = still_left(feasible, epsilon, noise or deviation(losses, epsilon))
+    left = still_left(best, feasible, epsilon, noise or deviation(losses, epsilon))
     if len(left) == 1:
         return decide(best, found, f"Every other rate is worse by clearly more than {decimals(epsilon)}.")
     if basin(left, losses, epsilon, noise) == "in":
@@ -145,7 +150,7 @@ def closer(losses: Losses, feasible: dict[float, float], found: Place, epsilon: 
 
     Half a decade away where nothing nearer was run, else half-way; the side that promises more comes first.
     """
-    best, wanted = min(feasible, key=feasible.get), {}
+    best, wanted = choice(feasible, epsilon), {}
     for side in (-1, 1):
         beyond = [rate for rate in losses if (rate - best) * side > 0]
         neighbour = min(beyond, key=lambda rate: abs(rate - best), default=None)
@@ -159,11 +164,16 @@ def closer(losses: Losses, feasible: dict[float, float], found: Place, epsilon: 
     return sorted(wanted, key=wanted.get)
 
 
-def still_left(feasible: dict[float, float], epsilon: float, noise: float) -> list[float]:
-    """The best rate and those, at most LEFT in all, that may be as good: best first."""
-    order = sorted(feasible, key=feasible.get)
+def choice(feasible: dict[float, float], epsilon: float) -> float:
+    """The lowest rate that is within TIED · ε of the best."""
+    return min(rate for rate, loss in feasible.items() if loss - min(feasible.values()) <= TIED * epsilon)
+
+
+def still_left(chosen: float, feasible: dict[float, float], epsilon: float, noise: float) -> list[float]:
+    """The chosen rate and those, at most LEFT in all, that may be as good: best first."""
     margin = epsilon + 2 * math.sqrt(2) * noise
-    return [rate for rate in order[:LEFT] if feasible[rate] - feasible[order[0]] < margin]
+    others = [rate for rate in sorted(feasible, key=feasible.get) if rate != chosen]
+    return [chosen, *(rate for rate in others[: LEFT - 1] if feasible[rate] - feasible[chosen] < margin)]
 
 
 def basin(left: list[float], losses: Losses, epsilon: float, noise: float | None) -> str:
@@ -203,12 +213,12 @@ def decide(best: float, found: Place, why: str) -> Decision:
 
 
 def place(points: Sequence[Point], epsilon: float, noise: float | None = None) -> Place | None:
-    """Where the best rate lies, from two parabolas in log10 η that meet at their lowest point; None if no rate ended.
+    """Where the best rate lies: the posterior of the lowest point of a two-sided curve; None if no rate ended.
 
-    For each place of that point and each ratio of the two curvatures, height and curvature by weighted least squares;
-    the posterior of the place is the sum over ratios of exp(−χ²/2) times their prior. A loss is a parabola only near
-    its lowest point, so each one's variance is that over seeds plus MISFIT times its height, squared. It lies below
-    the lowest rate above the best that diverged.
+    Above its lowest point the curve rises as a power of the distance in log10 η, on each side one of POWERS, in the
+    proportion of one of SKEWS. Height and level are by weighted least squares for each place, shape and noise; the
+    posterior is exp(−χ²/2), summed over shapes and noises. No loss follows such a curve far from its lowest point: its
+    variance is that over seeds plus MISFIT times its height, squared. The best rate lies below the lowest that diverged.
     """
     losses = by_rate(points)
     feasible = feasible_of(losses)
@@ -218,24 +228,27 @@ def place(points: Sequence[Point], epsilon: float, noise: float | None = None) -
     best = int(loss.argmin())
     walls = [rate for rate in losses if rate not in feasible and rate > rates[best]]
     x, seeds = np.log10(rates), np.array([len(losses[rate]) for rate in feasible])
-    top = math.log10(min(walls)) if walls else x[-1] + BEYOND
-    at = np.arange(x[0] - BEYOND, top + CELL / 2, CELL)
-    skew = np.linspace(-3 * SKEW, 3 * SKEW, 25)
-    spread = noise or deviation(losses, epsilon)
-    weight = 1 / (spread**2 / seeds + (MISFIT * (loss - loss.min())) ** 2)
-    weight, inverse = weight / weight.sum(), 1 / weight.sum()
-    apart = x - at[:, None, None]  # (places, 1, rates)
-    rise = np.where(apart > 0, 10 ** skew[:, None], 1.0) * apart**2  # (places, ratios, rates)
-    rise_mean, loss_mean = (weight * rise).sum(-1), float((weight * loss).sum())
-    square = (weight * rise**2).sum(-1) - rise_mean**2
-    product = (weight * rise * (loss - loss_mean)).sum(-1)
-    bend = np.maximum(product, 0) / np.maximum(square, 1e-12)
-    misfit = (weight * (loss - loss_mean) ** 2).sum() - bend * product
-    log = -0.5 * (misfit / inverse + (skew / SKEW) ** 2)
-    probability = np.exp(log - log.max())
+    at = np.arange(x[0] - BEYOND, (math.log10(min(walls)) if walls else x[-1] + BEYOND) + CELL / 2, CELL)
+    rise = shapes(x - at[:, None])
+    _, residuals, freedom = statistics.rates_and_seeds([losses[rate] for rate in feasible])
+    logs, costs = [], []
+    for spread in [noise] if noise else [share * epsilon for share in NOISES]:
+        variance = spread**2 / seeds + (MISFIT * (loss - loss.min())) ** 2
+        total = (1 / variance).sum()
+        weight = 1 / variance / total
+        centred = loss - weight @ loss
+        product = rise @ (weight * centred)
+        square = rise**2 @ weight - (rise @ weight) ** 2
+        height = np.maximum(product, 0) / np.maximum(square, 1e-12)
+        logs.append(
+            -0.5 * (total * (weight @ centred**2 - height * product) + (SKEWS / SKEW) ** 2)
+            - 0.5 * (np.log(variance).sum() + math.log(total))
+            - freedom * math.log(spread) - 0.5 * float((residuals**2).sum()) / spread**2
+        )  # fmt: skip
+        costs.append(height * rise[..., best])
+    probability = np.exp(np.array(logs) - np.max(logs))
     probability /= probability.sum()
-    regret = float((probability * bend * rise[:, :, best]).sum())
-    cumulative = probability.sum(1).cumsum()
+    cumulative = probability.sum((0, 2, 3)).cumsum()
     low, middle, high = (
         at[min(int(np.searchsorted(cumulative, share)), len(at) - 1)]
         for share in ((1 - statistics.LEVEL) / 2, 0.5, (1 + statistics.LEVEL) / 2)
@@ -244,5 +257,13 @@ def place(points: Sequence[Point], epsilon: float, noise: float | None = None) -
         rate=10 ** float(middle),
         low=10 ** float(low) if low >= x[0] else 0.0,
         high=10 ** float(high) if walls or high <= x[-1] else math.inf,
-        regret=regret,
+        regret=float((probability * np.array(costs)).sum()),
     )
+
+
+def shapes(apart: np.ndarray) -> np.ndarray:
+    """The rise (places, pairs of POWERS, SKEWS, rates) of each rate at log10 η `apart` (places, rates) from a place."""
+    left = np.stack([np.maximum(0, -apart) ** power for power in POWERS], axis=1)
+    right = np.stack([np.maximum(0, apart) ** power for power in POWERS], axis=1)
+    rise = left[:, :, None, None] + right[:, None, :, None] * 10 ** SKEWS[:, None]
+    return rise.reshape(len(apart), len(POWERS) ** 2, len(SKEWS), -1)
