@@ -221,7 +221,7 @@ def budget_law(r: dict) -> str:
     if law["reason"] == "coarse":
         return (
             f"{words}: that takes four budgets at which rates half a decade away or less lie on both sides of the "
-            f"best, and here are {in_words(len(steps))}."
+            f"best; here {'is' if len(steps) == 1 else 'are'} {in_words(len(steps)) if steps else 'none'}."
         )
     if law["reason"] == "wide":
         return f"{words}: the line through {len(steps)} budgets leaves it open by more than a factor of {WITHIN}."
