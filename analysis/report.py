@@ -257,6 +257,8 @@ def search(r: dict) -> str:
         f"After the grid's {plural(grid['runs'], 'run')} a search for the rate that costs less than the margin above "
         f"the best: {plural(found['runs'], 'run')} in {plural(len(rounds), 'round')}{cost}. "
     )
+    if found["rate"] not in (None, r["best_rate"]):
+        words += f"It takes {rate_label(found['rate'])}, the lowest rate within half the margin of the best. "
     if found["why"] is None:
         return f"{words}It is not settled; next it would ask: {found['next']}"
     return f"{words}It stopped: {found['why'][0].lower()}{found['why'][1:]}"
@@ -419,7 +421,7 @@ def optimum(r: dict) -> str:
     if o["identified"]:
         return (
             f"The best rate lies at about {rate_label(o['learning_rate'], 2)}, {rate_bounds(o['interval'])}: the "
-            f"lowest point of two half parabolas in the rate's logarithm through {in_words(o['n'])} rates."
+            f"lowest point of a two-sided curve in the rate's logarithm through {in_words(o['n'])} rates."
         )
     gaps = [(a, b) for a, b in ((o["left"], r["best_rate"]), (r["best_rate"], o["right"])) if None not in (a, b)]
     wide = [f"between {rate_label(a)} and {rate_label(b)} ({b / a:.3g} ×)" for a, b in gaps if b / a > COARSE]

@@ -193,8 +193,8 @@ SEARCH: Columns = (
     ("Seeds", lambda x, r: listed([str(seed) for seed in x["seeds"]]) or NONE),
     ("Runs", lambda x, r: str(x["runs"])),
     ("Device seconds", lambda x, r: decimals(x["device_seconds"], ".0f")),
-    ("Best rate then", lambda x, r: NONE if x["best_rate"] is None else rate_label(x["best_rate"])),
-    ("It lies in", lambda x, r: NONE if x["interval"] is None else rate_bounds(x["interval"])),
+    ("Rate to use then", lambda x, r: NONE if x["rate"] is None else rate_label(x["rate"])),
+    ("The best lies in", lambda x, r: NONE if x["interval"] is None else rate_bounds(x["interval"])),
 )
 
 
