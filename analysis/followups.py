@@ -70,8 +70,8 @@ def refinement(study: Study) -> dict | None:
     found = search.following(study)
     if not isinstance(found, Round):
         return None
-    best = study.best_rate
-    so_far = "no rate has ended" if best is None else f"the best rate so far is {rate_label(best)}"
+    best = search.chosen(study, study.points)
+    so_far = "no rate has ended" if best is None else f"{rate_label(best)} is the rate to use so far"
     sweep = round_of(study, found)
     return {"name": sweep["name"], "question": found.asked, "why": so_far, "config": sweep}
 

@@ -24,6 +24,7 @@ FILES = ("eval_nll.json", "generations.json")  # files of a run that the analysi
 BEHAVIOR = "behavior"  # summary key under which the analysis itself writes each run's class
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses that mean nothing elsewhere, or after a restart
 LIVE = ("running", "pending", "preempting")
+ENDED = ("finished", "failed", "killed")  # for good: one that crashed or was preempted may go on
 BEST = "best"  # alias of the adapter that the report names
 REFUSED = (wandb.errors.Error, WandbApiFailedError, OSError)  # by the server, or by the way to it
 REACH_SECONDS = 5  # how long an unreachable server may keep the user waiting before one line says so
@@ -193,10 +194,14 @@ def read_files(run: "wandb.apis.public.Run") -> dict:
 
 
 def write_back(handles: list, behaviours: dict[str, str]) -> None:
-    """Write each run's behaviour class to its W&B summary under BEHAVIOR; a refusal is one warning, not an error."""
+    """Write each run's behaviour class to its W&B summary under BEHAVIOR; a refusal is one warning, not an error.
+
+    W&B takes a summary as a whole: what a run has added since it was read would be lost, so that of a run that may go
+    on is left alone.
+    """
     for run in handles:
         try:
-            if run.summary_metrics.get(BEHAVIOR) != behaviours[run.id]:
+            if run.state in ENDED and run.summary_metrics.get(BEHAVIOR) != behaviours[run.id]:
                 run.summary.update({BEHAVIOR: behaviours[run.id]})
         except (*REFUSED, ValueError, TypeError) as error:
             print(f"the behaviour classes stay out of W&B's summaries: {first_line(error)}")

@@ -41,6 +41,7 @@ from analysis.words import (
     listed,
     percent,
     plural,
+    rate_bounds,
     rate_label,
     settings,
     shortened,
@@ -220,7 +221,7 @@ def budget_law(r: dict) -> str:
     if law["reason"] == "coarse":
         return (
             f"{words}: that takes four budgets at which rates half a decade away or less lie on both sides of the "
-            f"best, and here are {in_words(len(steps))}."
+            f"best; here {'is' if len(steps) == 1 else 'are'} {in_words(len(steps)) if steps else 'none'}."
         )
     if law["reason"] == "wide":
         return f"{words}: the line through {len(steps)} budgets leaves it open by more than a factor of {WITHIN}."
@@ -256,6 +257,8 @@ def search(r: dict) -> str:
         f"After the grid's {plural(grid['runs'], 'run')} a search for the rate that costs less than the margin above "
         f"the best: {plural(found['runs'], 'run')} in {plural(len(rounds), 'round')}{cost}. "
     )
+    if found["rate"] not in (None, r["best_rate"]):
+        words += f"It takes {rate_label(found['rate'])}, the lowest rate within half the margin of the best. "
     if found["why"] is None:
         return f"{words}It is not settled; next it would ask: {found['next']}"
     return f"{words}It stopped: {found['why'][0].lower()}{found['why'][1:]}"
@@ -417,8 +420,8 @@ def optimum(r: dict) -> str:
         return ""
     if o["identified"]:
         return (
-            f"The best rate lies at about {rate_label(o['learning_rate'])}, {tables.rate_bounds(o['interval'])}: the "
-            f"lowest point of two half parabolas in the rate's logarithm through {in_words(o['n'])} rates."
+            f"The best rate lies at about {rate_label(o['learning_rate'], 2)}, {rate_bounds(o['interval'])}: the "
+            f"lowest point of a two-sided curve in the rate's logarithm through {in_words(o['n'])} rates."
         )
     gaps = [(a, b) for a, b in ((o["left"], r["best_rate"]), (r["best_rate"], o["right"])) if None not in (a, b)]
     wide = [f"between {rate_label(a)} and {rate_label(b)} ({b / a:.3g} ×)" for a, b in gaps if b / a > COARSE]

@@ -72,6 +72,7 @@ def story(study: Study) -> dict | None:
     stop = found if isinstance(found, Decision) else None
     return {
         "rounds": rows,
+        "rate": rows[-1]["rate"],
         "runs": sum(row["runs"] for row in rows[1:]),
         "why": stop.why if stop else None,
         "next": found.asked if isinstance(found, Round) else None,
@@ -79,11 +80,14 @@ def story(study: Study) -> dict | None:
 
 
 def then(study: Study, runs: list[Run]) -> dict:
-    """The best rate and its interval, as these runs tell it."""
+    """The rate to use and the interval of the best one, as these runs tell it."""
     known = {(run.learning_rate, run.seed or 0) for run in runs if run.id not in study.excluded}
     points: list[Point] = [point for point in study.points if point[:2] in known]
     found = refinement.place(points, width(study))
-    if found is None:
-        return {"best_rate": None, "interval": None}
+    return {"rate": chosen(study, points), "interval": None if found is None else [found.low, found.high]}
+
+
+def chosen(study: Study, points: list[Point]) -> float | None:
+    """The rate that the search would use; None if none ended."""
     losses = refinement.feasible_of(refinement.by_rate(points))
-    return {"best_rate": min(losses, key=losses.get), "interval": [found.low, found.high]}
+    return refinement.choice(losses, width(study)) if losses else None

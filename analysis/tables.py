@@ -12,7 +12,19 @@ from html import unescape
 
 from analysis.files import number
 from analysis.headline import guide_settings
-from analysis.words import decimals, html, labels, listed, percent, rate_label, settings, shortened, small, steps
+from analysis.words import (
+    decimals,
+    html,
+    labels,
+    listed,
+    percent,
+    rate_bounds,
+    rate_label,
+    settings,
+    shortened,
+    small,
+    steps,
+)
 
 NONE, BEST = "—", "best"
 EMPTY = (NONE, BEST, "")  # cells that alone make no column
@@ -174,12 +186,6 @@ def rate_with_interval(x: dict) -> str:
     return f"{rate_label(x['rate'], 2)} [{low}, {high}]"
 
 
-def rate_bounds(pair: list) -> str:
-    """95 % [1.6e-4, 3.3e-4]; a side beyond the rates that were run is open."""
-    low, high = (rate_label(number(end), 2) for end in pair)
-    return f"95 % [{low if number(pair[0]) else 'open'}, {high if math.isfinite(number(pair[1])) else 'open'}]"
-
-
 SEARCH: Columns = (
     ("Round", lambda x, r: x["name"]),
     ("Asked", lambda x, r: x["asked"] or NONE),
@@ -187,8 +193,8 @@ SEARCH: Columns = (
     ("Seeds", lambda x, r: listed([str(seed) for seed in x["seeds"]]) or NONE),
     ("Runs", lambda x, r: str(x["runs"])),
     ("Device seconds", lambda x, r: decimals(x["device_seconds"], ".0f")),
-    ("Best rate then", lambda x, r: NONE if x["best_rate"] is None else rate_label(x["best_rate"])),
-    ("It lies in", lambda x, r: NONE if x["interval"] is None else rate_bounds(x["interval"])),
+    ("Rate to use then", lambda x, r: NONE if x["rate"] is None else rate_label(x["rate"])),
+    ("The best lies in", lambda x, r: NONE if x["interval"] is None else rate_bounds(x["interval"])),
 )
 
 

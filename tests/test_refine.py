@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from experiment import Report
+from experiment import Report, last_of_recipe
 
 # Any program that logs as train.py does; its eval loss is lowest at 5e-4.
 TOY = """
@@ -92,6 +92,17 @@ def test_what_cannot_be_refined_is_one_line(options, changed, message, toy, expe
     result = experiment("--sweep", "toy.yaml", *options.split())
     assert result.returncode == 2 and result.stderr.startswith(f"experiment: {message}")
     assert len(result.stderr.splitlines()) == 1 and not list(toy.glob("outputs/*"))
+
+
+def test_guides_are_set_against_the_refined_grid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    latest = tmp_path / "outputs/latest"
+    latest.mkdir(parents=True)
+    (latest / "recipe.yaml").write_text("max_steps: 3\n")
+    sweeps = {"sweep": "a/b/grid", "rounds": ["a/b/one", "a/b/two"], "beside": ["a/b/other"]}
+    (latest / "experiment.json").write_text(json.dumps({"server": "local", **sweeps}))
+    assert last_of_recipe(latest / "recipe.yaml", "local") == ["a/b/grid", "a/b/one", "a/b/two", "a/b/other"]
+    assert last_of_recipe(latest / "recipe.yaml", "cloud") == []
 
 
 def test_the_last_report_does_not_wait_for_an_earlier_one(tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import wandb
 import yaml
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
@@ -68,6 +70,23 @@ def test_a_sweep_comes_whole_twice_the_same_and_its_classes_go_back(server, swee
     script = f"import wandb\nfor run in {runs}: print(run.summary_metrics.get('behavior'))"
     written = server.run(sys.executable, "-c", script, env=ENVIRONMENT).stdout
     assert set(written.split("\n")) >= {"stable, good", "incomplete", "diverged"}
+
+
+def test_the_summary_of_a_run_that_goes_on_keeps_what_came_since_it_was_read(api):
+    """W&B's public API writes a summary whole, as it was when the run was read."""
+    read = wandb.init(project="analysis-live", mode="online")
+    run = wandb.Api().run(read.path)
+    read.summary["diverged_at_step"] = 2
+    now = wandb.Api().run(read.path)
+    deadline = time.monotonic() + 60
+    while "diverged_at_step" not in now.summary_metrics and time.monotonic() < deadline:
+        time.sleep(0.1)
+        now.load(force=True)
+    assert run.state == "running"
+    pull.write_back([run], {run.id: "incomplete"})
+    run.load(force=True)
+    read.finish()
+    assert run.summary_metrics["diverged_at_step"] == 2
 
 
 ALIASES = """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis import followups, report, search, study
+from analysis import followups, headline, report, search, study
 from analysis.files import number
 from analysis.refinement import Decision, Round
 from analysis.results import results
@@ -39,14 +39,15 @@ SECOND = round_of(2, {5e-4: 0.1, 1e-3: 0.0}, "Over more seeds, is 1e-3 or 5e-4 b
 
 def test_a_grid_alone_has_no_story():
     assert search.story(searched()) is None
-    assert report.search(results(searched())) == ""
+    found = results(searched())
+    assert report.search(found) == "" and "run or not" not in headline.answer(found)
 
 
 def test_the_story_of_two_rounds():
     found = results(searched(FIRST, SECOND))
     grid, first, second = found["search"]["rounds"]
-    assert (grid["name"], grid["runs"], grid["best_rate"]) == ("grid", 3, 5e-4)
-    assert first["asked"] == "Is 2.5e-4 or 1e-3 better than 5e-4?" and first["best_rate"] == 1e-3
+    assert (grid["name"], grid["runs"], grid["rate"]) == ("grid", 3, 5e-4)
+    assert first["asked"] == "Is 2.5e-4 or 1e-3 better than 5e-4?" and first["rate"] == 1e-3
     assert (second["name"], second["rates"], second["seeds"], second["runs"]) == ("round-2", [5e-4, 1e-3], [1, 2], 4)
     words = report.search(found)
     assert "6 runs in 2 rounds" in words and "It stopped: every other rate is worse by clearly more than" in words
@@ -58,6 +59,7 @@ def test_the_report_places_the_best_rate_where_the_search_does():
     assert found["optimum"]["interval"] == found["search"]["rounds"][-1]["interval"]
     low, high = map(number, found["optimum"]["interval"])
     assert low < found["best_rate"] < high
+    assert "The best of all rates, run or not, lies in 95 % [" in headline.answer(found)
     assert "The best rate lies at about " in report.optimum(found) and "through five rates" in report.optimum(found)
 
 
@@ -71,7 +73,7 @@ def test_the_next_round_is_a_sweep_and_a_follow_up():
     found = search.following(known, 1)
     assert isinstance(found, Round) and len(found.rates) * len(found.seeds) == 1
     (follow,) = (f for f in results(known)["follow_ups"] if f["name"] == "round-1")
-    assert follow["file"] == "sweeps/round-1.yaml" and follow["why"] == "the best rate so far is 5e-4"
+    assert follow["file"] == "sweeps/round-1.yaml" and follow["why"] == "5e-4 is the rate to use so far"
     assert followups.round_of(searched(FIRST), found)["name"] == "round-2"
     assert isinstance(search.following(searched(FIRST), 0), Decision)
 
