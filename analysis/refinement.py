@@ -30,8 +30,8 @@ POWERS = (1.0, 2.0, 4.0)  # of the distance to the lowest point, on either side:
 SKEWS = np.linspace(-1.2, 1.2, 9)  # log10 of the right side's height over the left side's, a decade away
 SKEW = 0.5  # its prior standard deviation
 NOISES = (0.1, 0.2, 0.4, 0.8, 1.6)  # standard deviation over seeds where it is not known, as shares of ε
-MISFIT = 0.25  # standard deviation of a loss from such a shape, as a share of its height above the lowest
-FLAT = 0.15  # and this share of ε more
+MISFIT = 0.2  # standard deviation of a loss from such a shape, as a share of its height above the lowest
+FLAT = 0.35  # ... and this share of ε
 CELL = 0.02  # decades between the places at which the best rate is looked for
 BEYOND = 1.0  # decades outside the tested rates within which it is looked for
 

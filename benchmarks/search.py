@@ -10,6 +10,7 @@ surfaces on which the search was tuned, draws nothing, and needs no Optuna.
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from benchmarks.surfaces import HELD_OUT, HIGH, LOW, ROOT, TUNING, Surface, circ
 START = (1e-5, 2e-4, 1e-3, 5e-3)  # sweep.yaml's grid: the search's first four runs
 HALF_DECADES = [LOW * 10 ** (k / 2 + 0.05) for k in range(8)]
 FULL = 3 * len(HALF_DECADES)  # runs of the full grid, three seeds
-BUDGETS = [*range(4, 17), 20, 24]  # runs in all, the starting grid's included
+BUDGETS = [4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24]  # runs in all, the starting grid's included
 HALF = FULL // 2
 SHOWN = [8, 10, HALF, FULL]
 RUNGS = (1 / 9, 1 / 3, 1.0)  # shares of a run's steps after which Hyperband may stop it
@@ -140,21 +141,26 @@ def after(trail: Trail, budgets: list[int]) -> list[float]:
     return [rates[place] if place >= 0 else math.nan for place in places]
 
 
-def measure(surfaces: list[Surface], peers: dict, say=print) -> dict[str, np.ndarray]:
-    """Regret of each peer and of the search, in nats: (surfaces, BUDGETS). "search" has further entries below."""
+def measure(surfaces: list[Surface], peers: dict) -> dict[str, np.ndarray]:
+    """Of the search and each peer the regret in nats (surfaces, BUDGETS).
+
+    Beside them, of the search: "inside", whether its interval covers the best rate, and "spent", the runs it made.
+    """
     found: dict[str, list] = {name: [] for name in ["search", *peers, "inside", "spent"]}
-    told = time.monotonic()
+    start, tenth = time.monotonic(), math.ceil(len(surfaces) / 10)
     for number, surface in enumerate(surfaces):
         decisions = [search(surface, budget) for budget in BUDGETS]
-        found["search"].append([surface.regret(decision.rate) for decision, _ in decisions])
+        untrained = surface.base - float(surface.truth.min())  # what remains where no rate ended
+        rates = [decision.rate for decision, _ in decisions]
+        found["search"].append([untrained if math.isnan(rate) else surface.regret(rate) for rate in rates])
         found["inside"].append([decision.low <= surface.best <= decision.high for decision, _ in decisions])
         found["spent"].append([len(points) for _, points in decisions])
         for name, peer in peers.items():
             rates = after(peer(surface, number), BUDGETS)
-            found[name].append([surface.regret(rate) if rate == rate else math.nan for rate in rates])
-        if time.monotonic() - told > 2:
-            told = time.monotonic()
-            say(f"  {number + 1} of {len(surfaces)} surfaces", end="\r", flush=True)
+            found[name].append([surface.regret(rate) for rate in rates])
+        if (number + 1) % tenth == 0:
+            seconds = time.monotonic() - start
+            print(f"{number + 1} of {len(surfaces)} surfaces, {seconds:.0f} s", file=sys.stderr, flush=True)
     return {name: np.array(rows) for name, rows in found.items()}
 
 
@@ -180,7 +186,7 @@ def table(found: dict[str, np.ndarray], names: list[str], epsilon: np.ndarray) -
 
 def parts(surfaces: list[Surface]) -> dict[str, np.ndarray]:
     """Which surfaces belong to each family, and which are hard for other reasons."""
-    families = np.array([surface.name.rstrip(" 0123456789") for surface in surfaces])
+    families = np.array([surface.name for surface in surfaces])
     found = {family: families == family for family in dict.fromkeys(families)}
     noisy = np.array([surface.sd(np.array([surface.best]))[0] > 0.015 for surface in surfaces])
     near = np.array([surface.edge_sd > 0 and surface.edge < surface.best * 10**0.5 for surface in surfaces])

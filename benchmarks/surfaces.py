@@ -157,7 +157,7 @@ def draw_surface(name: str, family: Callable, number: list[int]) -> Surface:
         return noise + growth * np.where(u > 0, np.minimum(excess(u), 2 * reach), 0)
 
     key = sum(10**power * part for power, part in zip((8, 6, 0), number, strict=True))
-    return Surface(f"{name} {number[-1]}", key, level + reach, mean, sd, shared, 10**edge, edge_sd)
+    return Surface(name, key, level + reach, mean, sd, shared, 10**edge, edge_sd)
 
 
 FILE = Path(__file__).with_name("surfaces.json")

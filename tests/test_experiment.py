@@ -28,7 +28,9 @@ def test_one_command_fills_in_the_report_with_a_diverged_run(agent, experiment, 
     result = experiment("--sweep", tiny_sweep(2.0e-4, 1.0e30), *agent)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
-    assert re.search(r"^learning_rate=1e\+30: diverged at step 2, step 2 of 3, loss \d", result.stdout, re.MULTILINE), result.stdout
+    assert re.search(r"^learning_rate=1e\+30: diverged at step 2, step 2 of 3, loss \d", result.stdout, re.MULTILINE), (
+        result.stdout
+    )
     assert re.search(r"^learning_rate=0.0002: finished, step 3 of 3, loss \d", result.stdout, re.MULTILINE)
     sweep = re.search(r"^sweep: local/learning-rate-exploration/(\w+) ", result.stdout, re.MULTILINE)[1]
     output = checkout / "outputs" / f"starter-model-starter-data-learning_rate-{sweep}"
