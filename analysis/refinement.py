@@ -218,8 +218,8 @@ def place(points: Sequence[Point], epsilon: float, noise: float | None = None) -
 
     Above its lowest point the curve rises as a power of the distance in log10 η, on each side one of POWERS, in the
     proportion of one of SKEWS. Height and level are by weighted least squares for each place, shape and noise; the
-    posterior is exp(−χ²/2), summed over shapes and noises. No loss follows such a curve far from its lowest point: its
-    variance is that over seeds plus MISFIT times its height, squared. The best rate lies below the lowest that diverged.
+    posterior is exp(−χ²/2), summed over shapes and noises. No loss is such a curve: its variance is that over seeds
+    plus (MISFIT times its height + FLAT · ε)². The best rate lies below the lowest one above the best that diverged.
     """
     losses = by_rate(points)
     feasible = feasible_of(losses)

@@ -157,7 +157,7 @@ def measure(surfaces: list[Surface], peers: dict) -> dict[str, np.ndarray]:
         found["spent"].append([len(points) for _, points in decisions])
         for name, peer in peers.items():
             rates = after(peer(surface, number), BUDGETS)
-            found[name].append([surface.regret(rate) for rate in rates])
+            found[name].append([math.nan if math.isnan(rate) else surface.regret(rate) for rate in rates])
         if (number + 1) % tenth == 0:
             seconds = time.monotonic() - start
             print(f"{number + 1} of {len(surfaces)} surfaces, {seconds:.0f} s", file=sys.stderr, flush=True)
