@@ -84,18 +84,39 @@ def read_sweep(path: Path) -> dict:
 
 def check_points(path: Path, sweep: dict) -> None:
     """Raise InputError for what train.py would refuse, with each value that a parameter takes."""
-    words = [str(word) for word in sweep.get("command") or ("${program}", "${args}")]
-    names = [Path(str(sweep.get("program")) if word == "${program}" else word).name for word in words]
-    if "train.py" not in names:
-        return
-    flags = words[names.index("train.py") + 1 :]
-    for name, parameter in sweep["parameters"].items():
-        for value in parameter.get("values", [parameter.get("value")]):
-            given = [] if value is None else [f"--{name}={value}"]
+    for name in sweep["parameters"]:
+        for arguments in calls(sweep, [name]):
             try:
-                inputs.check([word for flag in flags for word in (given if flag == "${args}" else [flag])])
+                inputs.check(arguments)
             except inputs.InputError as error:
                 raise InputError(f"{path}: {error}") from error
+
+
+def check_rows(path: Path, sweep: dict) -> None:
+    """Raise InputError for rows that train.py would refuse."""
+    import data  # here, since it takes a second
+
+    names = [name for name in sweep["parameters"] if name.startswith("dataset_") or name == "assistant_only_loss"]
+    for arguments in calls(sweep, names):
+        try:
+            data.check(arguments)
+        except inputs.InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def calls(sweep: dict, names: list[str]) -> list[list[str]]:
+    """The arguments that train.py gets with each value of these parameters; none if the sweep runs another program."""
+    words = [str(word) for word in sweep.get("command") or ("${program}", "${args}")]
+    programs = [Path(str(sweep.get("program")) if word == "${program}" else word).name for word in words]
+    if "train.py" not in programs:
+        return []
+    flags = words[programs.index("train.py") + 1 :]
+    parameters = [sweep["parameters"][name] for name in names]
+    found = []
+    for point in itertools.product(*(parameter.get("values", [parameter.get("value")]) for parameter in parameters)):
+        given = [f"--{name}={value}" for name, value in zip(names, point, strict=True) if value is not None]
+        found.append([word for flag in flags for word in (given if flag == "${args}" else [flag])])
+    return found
 
 
 def recipe_of(sweep: dict) -> Path | None:
@@ -357,6 +378,7 @@ class Experiment:
     def __init__(self, options: argparse.Namespace):
         self.options, self.sweep, self.output = options, None, options.output
         self.config = None if options.resume else read_sweep(options.sweep)
+        self.report: Report | None = None
         self.beside: list[str] = []  # sweeps that join the report
         self.rounds: list[str] = []  # sweeps of the search for the best rate
         self.refine, self.budget = options.refine, options.budget
@@ -375,9 +397,21 @@ class Experiment:
         self.poll_seconds = POLL_SECONDS[options.server]
         folder.check_latest()
         writable(self.output or OUTPUTS)
+        if not options.resume:
+            check_rows(options.sweep, self.config)
 
     def run(self, server: Server | None) -> int:
         """Everything from the sweep to the report, round by round; returns the exit code."""
+        try:
+            return self.work(server)
+        except (KeyboardInterrupt, SystemExit):
+            if self.report:
+                self.report.stop()
+            if self.sweep:
+                print(f"stopped; rows and checkpoints are kept. To go on: {self.again()}", file=sys.stderr)
+            raise
+
+    def work(self, server: Server | None) -> int:
         from analysis import pull  # W&B's client takes a second to import, in which the server starts
 
         if server:
@@ -392,14 +426,10 @@ class Experiment:
         self.output = self.output or folder.of_sweeps(grid.name, grid.id)
         self.remember()
         again = bool(self.options.resume)
-        try:
-            while (code := self.train(api, server, again)) == 0 and self.refine and (path := self.next_round()):
-                self.rounds.append(create_sweep(path, read_yaml(path, "--refine"), server))
-                self.remember()
-                again = False
-        except (KeyboardInterrupt, SystemExit):
-            print(f"stopped; rows and checkpoints are kept. To go on: {self.again()}", file=sys.stderr)
-            raise
+        while (code := self.train(api, server, again)) == 0 and self.refine and (path := self.next_round()):
+            self.rounds.append(create_sweep(path, read_yaml(path, "--refine"), server))
+            self.remember()
+            again = False
         if self.options.server == "local":
             print(f"to see the runs again: python -m local_wandb --data {LOCAL_DATA}")
         return code
@@ -424,21 +454,18 @@ class Experiment:
             return runs and last_attempts(runs, sweep.config)
 
         progress = Progress(total, varied(sweep.config))
-        report = Report([*self.beside, self.sweep, *self.rounds], self.output, total)
+        self.report = Report([*self.beside, self.sweep, *self.rounds], self.output, total)
         command = self.agent(total, len(gpus) or 1)
-        try:
-            with agents(newest, self.output, command, gpus, server.line if server else 2) as processes:
-                watch(states, progress, processes, server, self.poll_seconds, report)
-            for _ in range(20):  # about ten minutes of a server that does not answer
-                if (runs := states()) is not None:
-                    progress.close(runs)
-                    return self.finish(runs, total, sweep.config, processes, report)
-                time.sleep(1)
-                if server and not server.serves():
-                    server.revive()
-            raise InputError(f"the server does not answer; for the report: {self.again()}")
-        finally:
-            report.stop()
+        with agents(newest, self.output, command, gpus, server.line if server else 2) as processes:
+            watch(states, progress, processes, server, self.poll_seconds, self.report)
+        for _ in range(20):  # about ten minutes of a server that does not answer
+            if (runs := states()) is not None:
+                progress.close(runs)
+                return self.finish(runs, total, sweep.config, processes)
+            time.sleep(1)
+            if server and not server.serves():
+                server.revive()
+        raise InputError(f"the server does not answer; for the report: {self.again()}")
 
     def next_round(self) -> Path | None:
         """The file of the search's next round, or None if it is over; says what it asks, or why it stops."""
@@ -476,7 +503,7 @@ class Experiment:
         share = ["--size", str(math.ceil(total / count))] if total and count > 1 else []
         return [sys.executable, "-m", "gang", *share]
 
-    def finish(self, runs: list[dict], total: int | None, sweep: dict, processes: list, report: Report) -> int:
+    def finish(self, runs: list[dict], total: int | None, sweep: dict, processes: list) -> int:
         """Name what went wrong, and write the report of what there is."""
         refused, failed = refusals(self.output, processes), broken(runs, total, sweep)
         trained, ill = any(run["step"] is not None for run in runs), any(process.returncode for process in processes)
@@ -488,12 +515,13 @@ class Experiment:
             print(f"to try these again: {self.again('--retry-failed')}", file=sys.stderr)
         code = 0
         if trained:
-            code = report.finish()
+            if code := self.report.finish():
+                print(f"no report; to try again: {self.again()}", file=sys.stderr)
         else:
             print("no run has logged anything: no report", file=sys.stderr)
         if refused and not trained:
             return 2
-        return 1 if refused or failed or ill or not trained else code
+        return 1 if refused or failed or ill or not trained or code < 0 else code  # below 0: ended by a signal
 
     def remember(self) -> None:
         """Make the output folder, with the recipe as used and what --resume needs, and point outputs/latest to it."""
@@ -513,7 +541,9 @@ class Experiment:
         """The command that goes on with this experiment."""
         place = ["--output", str(self.options.output)] if self.options.output else []
         server = ["--server", "cloud"] if self.options.server == "cloud" else []
-        words = ["python", "experiment.py", "--resume", self.sweep, *more, *place, *server]
+        search = ["--refine"] if self.refine else []
+        search += ["--budget", str(self.budget)] if self.budget else []
+        words = ["python", "experiment.py", "--resume", self.sweep, *more, *search, *place, *server]
         return " ".join(words + (["--one-by-one"] if self.options.one_by_one else []))
 
 
@@ -600,6 +630,8 @@ def prepare_environment() -> None:
     os.environ["WANDB_MODE"] = "online"  # or a `wandb offline` of long ago would train into nothing
     os.environ["WANDB_AGENT_DISABLE_FLAPPING"] = "true"  # W&B's agent would leave out the points after three failures
     os.environ["WANDB_AGENT_MAX_INITIAL_FAILURES"] = "1000000"
+    for name in ("WANDB_INIT_TIMEOUT", "WANDB_HTTP_TIMEOUT"):
+        os.environ.setdefault(name, "600")  # seconds that the server may be away before a run, or W&B's agent, gives up
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # libraries' words to their own authors, in every run's log
 
 

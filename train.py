@@ -14,19 +14,23 @@ import logging
 import math
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeVar
 
 import inputs
 
 if __name__ == "__main__":
     inputs.answer_at_once(__doc__, sys.argv[1:])  # the imports below take seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C within them is no error
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' words to their own authors, above what a run says of its data
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional package as if something had failed
@@ -43,6 +47,7 @@ from transformers import AutoTokenizer, BatchEncoding, EvalPrediction, TrainerCa
 from transformers.integrations import WandbCallback
 from trl import SFTTrainer, get_peft_config
 from trl.trainer import utils as trl_utils
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 import adapter
 import guides
@@ -64,6 +69,8 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 GENERATED_EXAMPLES = 5
 GENERATION = {"do_sample": False, "max_new_tokens": 48}
 PROJECT = "learning-rate-exploration"  # where neither a sweep nor WANDB_PROJECT names one
+PATIENCE, PAUSE = 600.0, 5.0  # seconds that W&B's server may be away, and between two tries
+T = TypeVar("T")
 
 
 def evaluation_steps(max_steps: int) -> set[int]:
@@ -399,6 +406,19 @@ def watch_run(
     return watch, keeper
 
 
+def patiently(ask: Callable[[], T]) -> T:
+    """The answer of a server that may be away for a while. InputError once that is PATIENCE."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except (WandbApiFailedError, wandb.errors.AuthenticationError) as error:
+            if time.monotonic() > end:
+                raise InputError(f"the server does not answer: {first_line(error)}") from error
+            print(f"the server does not answer: {first_line(error)}; another try follows", flush=True)
+            time.sleep(PAUSE)
+
+
 def log_adapter(run, facts: dict, folder: str) -> None:
     """Log the adapter as an artifact, under the name, type and alias of Hugging Face's callback.
 
@@ -407,7 +427,7 @@ def log_adapter(run, facts: dict, folder: str) -> None:
     if os.environ.get("WANDB_LOG_MODEL", "end").lower() not in ("false", "0"):
         artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=facts | {"final_model": True})
         artifact.add_dir(folder)
-        run.log_artifact(artifact, aliases=["final_model"])
+        patiently(lambda: run.log_artifact(artifact, aliases=["final_model"]))  # it asks the server at once
 
 
 def leave(trainer: Trainer, watch: Watch, answers: list[dict] | None) -> None:

@@ -9,8 +9,12 @@ Several sweeps are merged into one report: a sweep, its refinement, and controls
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it in silence, in the imports below too; no file is torn
 
 from analysis import folder, followups, headline, report, search
 from analysis.files import InputError, save, to_json

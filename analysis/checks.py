@@ -158,11 +158,16 @@ def same_eval_examples(study: Study) -> dict:
     for run in study.compared:
         if run.eval_nll is not None:
             tokens.setdefault(run.eval_nll.tokens.tobytes(), []).append(run.id)
-    failures = [f"{len(tokens)} different eval sets (runs {', '.join(ids[0] for ids in tokens.values())})"]
+    failures = []
+    if len(tokens) > 1:
+        failures = [f"{len(tokens)} different eval sets (runs {', '.join(ids[0] for ids in tokens.values())})"]
+    for run in study.compared:  # train.py writes the file before that line of the summary
+        if run.state == "finished" and run.eval_nll is None and "first_batch_hash" in run.summary:
+            failures.append(f"run {run.id} has finished without its eval_nll.json")
     found, module = example_set(study.compared)
     words = f"{0 if found is None else len(found)} examples in all runs"
     words += "" if module is None else f", from {plural(int(module.max()) + 1, 'module')}"
-    return result("same eval examples", failures if len(tokens) > 1 else [], words, bool(tokens))
+    return result("same eval examples", failures, words, bool(tokens or failures))
 
 
 def eval_is_the_sum(study: Study) -> dict:

@@ -33,7 +33,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 
 POINTS = 1000
 DPI = 150  # 12 inches are 1800 pixels, twice what GitHub shows
-COLUMNS = 3  # panels in a row
+ACROSS = 3  # panels in a row
 MARKERS = "osD^vPX*<>ph"
 DIVERGED = "#d62728"
 QUIET = "#555555"
@@ -390,8 +390,8 @@ def legend(figure: Figure, study: Study, symbols: bool = True) -> None:
 
 
 def comparison_figure(study: Study) -> Figure:
-    rows = math.ceil(len(PANELS) / COLUMNS)
-    figure, grid = plt.subplots(rows, COLUMNS, figsize=(12, 3.9 * rows))
+    rows = math.ceil(len(PANELS) / ACROSS)
+    figure, grid = plt.subplots(rows, ACROSS, figsize=(12, 3.9 * rows))
     for axes in grid.ravel()[len(PANELS) :]:
         axes.set_visible(False)
     for letter, axes, (title, draw) in zip(ascii_uppercase, grid.ravel(), PANELS, strict=False):

@@ -107,6 +107,9 @@ class Run:
     fault_step: int | None = None  # where an instrument fault ended it (set by `before`); rows from there on are gone
 
     def __getitem__(self, column: str) -> Series:
+        """One of COLUMNS, empty where the run has none; KeyError for any other."""
+        if column not in COLUMNS:
+            raise KeyError(column)
         return self.history.get(column, EMPTY)
 
     @cached_property

@@ -30,6 +30,7 @@ def main() -> int:
         print(f"gang: {options.sweep!r}: give ENTITY/PROJECT/SWEEP, as `wandb sweep` prints it", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the imports below are done
     # Under these W&B's client would give every run of this process the same id.
     for variable in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
         os.environ.pop(variable, None)

@@ -7,16 +7,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import wandb
 from wandb.apis.public import sweeps
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.sweeps import SweepNotFoundError
 
 from gang.fit import unfit
@@ -26,11 +23,10 @@ from gang.size import choose
 from inputs import InputError, first_line
 from memory import OutOfMemory
 from settings import parse
+from train import patiently
 
 INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words that may stand before train.py
 HEARTBEAT_SECONDS = 5  # as wandb agent
-PATIENCE = 600.0  # seconds that a server may be away
-T = TypeVar("T")
 DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha", "guide"}
 
 
@@ -109,19 +105,6 @@ class Sweep:
         }
         if reason := unfit(parse(self.arguments(first))):
             raise InputError(f"{reason}; use wandb agent")
-
-
-def patiently(ask: Callable[[], T]) -> T:
-    """The answer of a server that may be away for a while. InputError once that is PATIENCE."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return ask()
-        except WandbApiFailedError as error:
-            if time.monotonic() > end:
-                raise InputError(f"the server does not answer: {first_line(error)}") from error
-            print(f"gang: {first_line(error)}; another try follows", flush=True)
-            time.sleep(HEARTBEAT_SECONDS)
 
 
 def difference(first: dict, other: dict) -> str | None:

@@ -28,32 +28,19 @@ class Packing:
     filler: Tensor  # [T]
 
 
-class ToRows(torch.autograd.Function):
-    """Tokens [T, d] to rows [R·s, d]. Each place takes one token, so that the gradient needs no sum either."""
+class Move(torch.autograd.Function):
+    """Vectors [n, d] to m places, [m, d]. Each place takes one vector, so that the gradient needs no sum either."""
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
-        return tokens.index_select(0, packing.token)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        chosen = gradient.index_select(0, ctx.packing.place)
-        return chosen.masked_fill_(ctx.packing.filler[:, None], 0), None
-
-
-class ToTokens(torch.autograd.Function):
-    """Rows [R·s, d] to tokens [T, d]."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
-        return rows.index_select(0, packing.place)
+    def forward(ctx, vectors: Tensor, there: Tensor, back: Tensor, nowhere: Tensor) -> Tensor:
+        """there [m], the vector of a place; back [n], the place of a vector; nowhere [n], whether it has none."""
+        ctx.back, ctx.nowhere = back, nowhere
+        return vectors.index_select(0, there)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        chosen = gradient.index_select(0, ctx.packing.token)
-        return chosen.masked_fill_(ctx.packing.padding[:, None], 0), None
+        chosen = gradient.index_select(0, ctx.back)
+        return chosen.masked_fill_(ctx.nowhere[:, None], 0), None, None, None
 
 
 class PackedAttention:
@@ -66,11 +53,11 @@ class PackedAttention:
 
         def rows(heads: Tensor) -> Tensor:  # [1, H, T, D] to [R, H, s, D]
             tokens = heads[0].transpose(0, 1)
-            padded = ToRows.apply(tokens.reshape(len(tokens), -1), packing)
+            padded = Move.apply(tokens.reshape(len(tokens), -1), packing.token, packing.place, packing.filler)
             return padded.view(packing.rows, -1, *tokens.shape[1:]).transpose(1, 2)
 
         output, _ = sdpa_attention_forward(module, rows(query), rows(key), rows(value), None, **rest)
-        tokens = ToTokens.apply(output.reshape(len(packing.token), -1), packing)
+        tokens = Move.apply(output.reshape(len(packing.token), -1), packing.place, packing.token, packing.padding)
         return tokens.view(1, len(tokens), *output.shape[2:]), None
 
 

@@ -9,6 +9,7 @@
 sweep=$1 && shift
 source .venv/bin/activate
 [ $# -gt 0 ] || set -- wandb agent --forward-signals --count 1
+# Whoever has not ended 90 s later is queued again none the less: after its time limit Slurm would not do so.
+trap 'trap "" TERM; kill -TERM $agent; timeout 90 tail --pid=$agent -f /dev/null; scontrol requeue $SLURM_JOB_ID' TERM
 "$@" "$sweep" & agent=$!
-trap 'kill -TERM $agent; wait $agent; scontrol requeue $SLURM_JOB_ID' TERM
 wait $agent

@@ -19,7 +19,7 @@ settings.load_profile("shared")
 
 ROOT = Path(__file__).parent.parent
 TINY = {"max_steps": 3, "per_device_train_batch_size": 2, "dataset_test_split": "test[:8]"}
-PROCESSES = {"server", "checkout"}  # fixtures whose tests start servers, clients or an experiment: slow
+PROCESSES = {"browser", "checkout", "server"}  # fixtures whose tests start servers, clients or an experiment: slow
 HUGGING_FACE = tempfile.TemporaryDirectory(prefix="huggingface-")  # neither the user's cache nor another worker's
 os.environ["HF_HOME"] = HUGGING_FACE.name
 

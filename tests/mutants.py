@@ -34,27 +34,61 @@ LIBRARIES = (
     "scipy.special", "starlette.applications", "transformers.trainer", "trl.trainer.sft_trainer", "wandb.apis.public",
 )  # fmt: skip
 LOADED = "ignore::pytest.PytestAssertRewriteWarning"  # that libraries have been loaded before pytest
+FAST = ["-m", "not slow"]
 REPORT = ["tests/analysis/test_study.py", "tests/analysis/test_report.py"]
-A_CRASH = "tests/gang/test_gang.py::test_a_crash_ends_one_member_alone"
-GANG = [
-    "tests/gang/test_head.py",
-    "tests/gang/test_attention.py",
-    "tests/gang/test_gang.py",
-    "-k",
-    "not fifty and not run_cannot and not sigterm and not every_kind",
-]
+TRAIN = ["tests/test_train.py", "tests/test_adapter.py", "-k", "not exit and not no_run_is_opened and not sigterm"]
+RESUME = ["tests/test_checkpoint.py", "-k", "not killed"]
+ALIKE, DIVERGED, CRASHED, FLAGS, PLACED, ADAMW, SIZE, MEMORY, STATIC, AWAY = (
+    f"tests/gang/test_gang.py::test_{name}"
+    for name in (
+        "adapters_in_bfloat16_learn_what_train_py_s_learn",
+        "a_member_that_diverges_leaves_the_others_bit_for_bit",
+        "a_crash_ends_one_member_alone",
+        "the_sweeps_command_gives_the_flags_of_train_py",
+        "what_a_gpu_does_differently_changes_nothing",
+        "padded_ranks_stay_zero_and_adamw_is_torchs",
+        "the_size_with_the_least_makespan",
+        "activations_are_recomputed_only_where_memory_asks_for_it",
+        "what_a_graph_has_captured_stays_where_it_is",
+        "a_gang_waits_for_a_server_that_is_away",
+    )
+)
+NUMBERS = ["tests/gang/test_head.py", "tests/gang/test_attention.py", ADAMW, STATIC, DIVERGED, ALIKE, PLACED]
+MEMBERS = [FLAGS, AWAY, CRASHED, ALIKE, DIVERGED, "tests/gang/test_resume.py"]
 SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("schema", "runs", "sweeps")]
-GANG_FILES = ("fit", "head", "loop", "lora", "member", "packing", "size", "stack", "step")
-STUDY_FILES = ("checks", "followups", "headline", "hypotheses", "mechanism", "rates", "results", "study", "sweep")
-# Per room: its files, and the tests that are to see a fault in each.
+SERVER += ["-k", "not long and not scheduler"]
+STUDY_FILES = (
+    "checks", "controls", "followups", "headline", "hypotheses", "mechanism", "provenance", "rates", "report",
+    "results", "study", "sweep", "tables", "words",
+)  # fmt: skip
+# Per room: its files, and the tests that are to see a fault in each. Not here: what is looked at (figures, pages).
 ROOMS: dict[str, dict[str, list[str]]] = {
-    "train": {"train.py": ["tests/test_train.py", A_CRASH, "-k", "not exit and not no_run_is_opened"]},
-    "gang": {f"gang/{name}.py": GANG for name in GANG_FILES},
+    "train": {
+        "train.py": TRAIN,
+        "model.py": TRAIN,
+        "memory.py": ["tests/test_train.py", "-k", "memory"],
+        "data.py": ["tests/test_data.py", *FAST],
+        "inputs.py": ["tests/test_inputs.py", *FAST],
+        "settings.py": ["tests/test_inputs.py", "tests/test_train.py", *FAST],
+        "guides.py": ["tests/test_recipe_guides.py", *FAST],
+        "adapter.py": ["tests/test_adapter.py"],
+        "checkpoint.py": RESUME,
+    },
+    "gang": {
+        **{f"gang/{name}.py": NUMBERS for name in ("head", "lora", "packing", "stack", "step")},
+        **{f"gang/{name}.py": MEMBERS for name in ("agent", "checkpoint", "loop", "member")},
+        "gang/fit.py": ["tests/gang/test_gang.py", "tests/gang/test_architectures.py", "-k", "named or refused"],
+        "gang/size.py": [SIZE, MEMORY],
+    },
     "analysis": {
         "analysis/behaviour.py": ["tests/analysis/test_behaviour.py", *REPORT],
+        "analysis/budget.py": ["tests/analysis/test_budget.py", *REPORT],
         "analysis/curves.py": ["tests/analysis/test_behaviour.py", "tests/analysis/test_statistics.py", *REPORT],
+        "analysis/guides.py": ["tests/analysis/test_guides.py", "-k", "not figure"],
         "analysis/runs.py": ["tests/analysis/test_run_data.py", "tests/analysis/test_behaviour.py", *REPORT],
         "analysis/statistics.py": ["tests/analysis/test_statistics.py", *REPORT],
+        "analysis/pull.py": ["tests/analysis/test_pull.py"],
+        **{f"analysis/{name}.py": ["tests/analysis/test_command.py"] for name in ("__main__", "files", "folder")},
         **{f"analysis/{name}.py": REPORT for name in STUDY_FILES},
     },
     "local_wandb": {

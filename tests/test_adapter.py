@@ -95,15 +95,29 @@ def test_the_card_loads_what_was_trained(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize("losses", [[], [4.4, math.nan]])
 def test_a_diverged_run_says_so_in_valid_json(losses, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    flags = ["--config", "recipes/starter.yaml", *SMALL, "--report_to", "none", "--output_dir", str(tmp_path)]
+    flags = ["--config", "recipes/starter.yaml", *SMALL, "--gradient_accumulation_steps", "3"]
+    flags += ["--report_to", "none", "--output_dir", str(tmp_path)]
     data, training, base = parse(flags)
     trainer = train.Trainer(base, training, *[load_split(data, "test[:4]")] * 2)
     trainer.state.log_history = [{"step": step, "eval_loss": loss} for step, loss in enumerate(losses)]
     config = vars(data) | vars(base) | {"data_fingerprint": "0", "versions": {}}
     run = SimpleNamespace(config=config, summary={}, id="abc", sweep_id=None, url=None)
-    json.dumps(adapter.save(trainer, run, 1), allow_nan=False)
+    facts = adapter.save(trainer, run, 1)
+    json.dumps(facts, allow_nan=False)
+    assert facts["rows_per_step"] == 4 * 3
     card = ModelCard.load(tmp_path / "README.md")
     assert "diverged at step 1" in card.text and card.data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    ("device", "bits", "told"),
+    [("cpu", {"load_in_4bit": True}, True), ("cuda", {"load_in_4bit": True}, False), ("cpu", {}, False)],
+)
+def test_four_bits_are_loaded_on_a_cpu_as_they_were_trained(device, bits, told):
+    settings = SimpleNamespace(output_dir="folder", device=torch.device(device))
+    trainer = SimpleNamespace(args=settings, model=SimpleNamespace(get_base_model=dict))
+    facts = {"base_model": "starter/model", "dtype": "float32", "quantization": bits}
+    assert ("support_avx512bf16_for_cpu" in adapter.loading(trainer, facts)) == told
 
 
 @given(

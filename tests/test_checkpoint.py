@@ -123,6 +123,16 @@ def test_a_checkpoint_is_whole_or_none_and_of_the_same_settings(tmp_path, in_pro
         found("--resume_from_checkpoint", str(kept))
 
 
+def test_a_checkpoint_goes_to_the_first_run_that_goes_on_with_it(tmp_path):
+    lost = tmp_path / "lost" / "checkpoint-5"
+    lost.mkdir(parents=True)
+    one, other = checkpoint.Checkpoint(lost, {}), checkpoint.Checkpoint(lost, {})
+    for _ in range(2):  # it may lie there already
+        assert one.move(tmp_path / "new") and one.folder == tmp_path / "new" / "checkpoint-5"
+    assert one.folder.is_dir() and not lost.parent.exists()
+    assert not other.move(tmp_path / "other")
+
+
 @pytest.fixture
 def agent(server, checkout, tmp_path):
     """Starts W&B's own agent on a sweep of one run of 24 steps, in a checkout; returns its process and the sweep."""

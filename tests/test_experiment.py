@@ -156,6 +156,16 @@ def test_an_unwritable_output_directory_is_named(experiment, tmp_path):
     assert "choose a writable directory" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+def test_rows_that_cannot_be_read_make_no_sweep(experiment, checkout, tiny_sweep):
+    path = tiny_sweep(2.0e-4)
+    (checkout / "rows.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    path.write_text(path.read_text().replace("parameters:", "parameters:\n  dataset_name: {value: rows.jsonl}"))
+    result = experiment("--sweep", path)
+    assert result.returncode == 2
+    assert "rows.jsonl, line 2, column 9: Expecting value" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not list(checkout.glob("outputs/*"))
+
+
 def test_what_train_refuses_is_shown(experiment, tiny_sweep):
     path = tiny_sweep(2.0e-4)
     path.write_text(path.read_text().replace("learning_rate:", "learnig_rate:"))

@@ -17,6 +17,7 @@ def splits():
     return docstrings.build(Path(sysconfig.get_paths()["stdlib"]))
 
 
+@pytest.mark.slow
 def test_splits_are_large_and_share_no_module_source_or_answer(splits):
     train, test = splits["train"], splits["test"]
     assert len(train) >= 1500 and len(test) >= 300  # distributions leave out parts of the library
@@ -28,6 +29,7 @@ def answer(row: dict) -> str:
     return row["messages"][1]["content"]
 
 
+@pytest.mark.slow
 def test_the_question_does_not_hold_the_docstring(splits):
     assert not [row for row in splits["train"] if '"""' + answer(row) in row["messages"][0]["content"]]
 

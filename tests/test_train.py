@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
@@ -18,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
+from wandb.errors import AuthenticationError
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 import train
 from data import load_split
@@ -178,6 +181,23 @@ def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
     assert references == ["the sum"] * 2
 
 
+def test_answers_are_what_follows_the_question():
+    tokenizer = AutoTokenizer.from_pretrained("starter/model")
+    question, untrained, trained = (tokenizer(words).input_ids for words in ("def add(a, b):", "Nothing.", "Add them."))
+    batch = {"input_ids": torch.tensor([question])}
+    rows = train.Trainer.answer_rows(
+        SimpleNamespace(processing_class=tokenizer), batch, ["Sum."],
+        torch.tensor([question + untrained]), torch.tensor([question + trained]),
+    )  # fmt: skip
+    words = {"prompt": "def add(a, b):", "reference": "Sum.", "untrained": "Nothing.", "completion": "Add them."}
+    assert rows == [words]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_cpu_computes_in_float32():
+    assert parse(STARTER)[2].dtype == "float32"
+
+
 @pytest.mark.slow
 def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):
     subject = trainer(tmp_path)
@@ -215,6 +235,14 @@ def test_update_size_equals_that_of_the_full_matrix(seed, rank, layers):
     (sizes,) = train.update_sizes(train.adapter_grams(adapters)[None], 2.0 * layers)
     assert sizes["update_ratio"] == pytest.approx(math.sqrt(sum(ratios) / (2.0 * layers)), rel=1e-4)
     assert sizes["stable_rank"] == pytest.approx(sum(ranks) / layers, rel=1e-4)
+
+
+def test_an_adapter_that_is_not_finite_leaves_the_others_their_size():
+    grams = torch.eye(2).repeat(3, 1, 2, 1, 1)  # of ΔW with two singular values of 1
+    grams[1, 0, 1, 0, 0] = math.nan
+    first, second, third = train.update_sizes(grams, 8.0)
+    assert first == third == pytest.approx({"update_ratio": 0.5, "stable_rank": 2.0})
+    assert all(map(math.isnan, second.values()))
 
 
 @given(st.integers(1, 100_000))
@@ -386,6 +414,25 @@ def test_sigterm_keeps_every_row_and_exits_with_143(tmp_path):
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert len([row for row in rows if "train/loss" in row]) >= 3
     assert records[-1]["type"] == "exit"
+
+
+def test_a_server_that_is_away_is_waited_for(monkeypatch, capsys):
+    def answer(*failures: Exception):
+        left = list(failures)
+
+        def ask() -> str:
+            if left:
+                raise left.pop(0)
+            return "it is back"
+
+        return train.patiently(ask)
+
+    monkeypatch.setattr("train.PAUSE", 0)
+    assert answer(WandbApiFailedError("no answer"), AuthenticationError("no answer")) == "it is back"
+    assert capsys.readouterr().out == 2 * "the server does not answer: no answer; another try follows\n"
+    monkeypatch.setattr("train.PATIENCE", -1)
+    with pytest.raises(InputError, match="the server does not answer: no answer"):
+        answer(WandbApiFailedError("no answer"))
 
 
 def test_a_rate_that_yaml_reads_as_a_string_is_named(tmp_path, monkeypatch):

@@ -67,11 +67,12 @@ def test_a_run_that_stopped_itself_is_diverged_even_if_all_its_values_are_finite
     assert (verdict.behaviour, verdict.step) == ("diverged", 80)
 
 
-def test_a_rise_from_almost_nothing_is_no_divergence():
+def test_a_rise_from_almost_nothing_is_neither_divergence_nor_bump():
     step = np.arange(1, 201)
     run = simulate.run("good")
     run.history["train/loss"] = Series(step, 4.2 * np.exp(-step / 15) + 0.02 + 0.02 * (step > 150))
-    assert behaviour.rose(Evidence(run, None, simulate.BASE)) is None
+    found = Evidence(run, None, simulate.BASE)
+    assert behaviour.rose(found) is None and found.bump is None
 
 
 def test_without_any_best_rate_a_finite_run_is_not_judged_by_its_gain():

@@ -107,6 +107,15 @@ def test_refine_says_what_to_run_next(tmp_path, capsys):
     assert sweep["parameters"] == {"seed": {"value": 0}, "learning_rate": {"values": [6.3e-5, 4e-4]}}
 
 
+def test_a_follow_up_names_the_recipe_as_it_was_used(tmp_path):
+    simulate.study(tmp_path, planned=100, examples=20)
+    (tmp_path / "recipe.yaml").write_text("max_steps: 100\n")
+    assert main([str(tmp_path)]) == 0
+    command = yaml.safe_load((tmp_path / "sweeps/steps.yaml").read_text())["command"]
+    assert command[:4] == ["${env}", "python", "${program}", "--config"] and command[5] == "${args}"
+    assert command[4].endswith(f"{tmp_path.name}/recipe.yaml")
+
+
 def test_follow_ups_that_no_longer_hold_go(tmp_path):
     simulate.study(tmp_path, planned=100, examples=20)
     assert main([str(tmp_path)]) == 0 and (tmp_path / "sweeps/steps.yaml").exists()

@@ -136,6 +136,18 @@ def test_the_best_rate_by_budget_falls_with_it():
     assert (last["best_rate"], last["within"], last["between"]) == (1e-4, [1e-4, 1e-3], None)
 
 
+def test_the_band_of_a_budget_is_where_its_parabola_is_less_than_the_width_above_its_vertex():
+    def band(reach):
+        losses = {rate: 3 + math.log10(rate / 1e-3) ** 2 for rate in (1e-4, 1e-3, 1e-2)}
+        (found,) = statistics.best_by_budget(
+            {r: Series(np.array([9]), np.array([x])) for r, x in losses.items()}, reach
+        )
+        return found["band"]
+
+    assert band(0.25) == pytest.approx([10**-3.5, 10**-2.5])
+    assert band(4.0) == [1e-4, 1e-2]  # no further than the neighbours
+
+
 def test_basin_verdicts():
     assert [statistics.basin_verdict(pair, 0.02) for pair in ((0, 0.01), (0.03, 0.05), (0.01, 0.03), None)] == [
         "in",

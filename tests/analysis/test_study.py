@@ -61,6 +61,7 @@ def halve_rate(record):
             "2 different eval sets",
             lambda r: r["files"]["eval_nll.json"]["tokens"].__setitem__(0, 99),
         ),
+        ("same eval examples", "has finished without its eval_nll.json", lambda r: r["files"].pop("eval_nll.json")),
     ],
 )
 def test_each_check_fails_on_its_own_fault(check, words, change):
@@ -123,11 +124,30 @@ def forget_passes(record):
 
 
 def names(rates, change=None, **options):
+    return set(asked(rates, change, **options))
+
+
+def asked(rates, change=None, **options):
+    """The values of each follow-up's parameters, seeds apart that are as they were."""
     found = records(rates, **options)
     for record in found:
         if change:
             change(record)
-    return {follow["name"] for follow in followups.follow_ups(study(found))}
+    configs = {follow["name"]: follow["config"]["parameters"] for follow in followups.follow_ups(study(found))}
+    return {
+        name: {key: x["values"] for key, x in parameters.items() if (key, x["values"]) != ("seed", [0])}
+        for name, parameters in configs.items()
+    }
+
+
+def test_a_follow_up_changes_what_it_asks_about():
+    slow, harmed = asked({1e-5: "slow", 2e-4: "good"}), asked({2e-4: "good", 5e-3: "harmed"})
+    assert slow["seeds"] == {"learning_rate": [1e-5, 2e-4], "seed": [1, 2]}
+    assert slow["steps"] == {"learning_rate": [1e-5, 2e-4], "max_steps": [200]}
+    assert slow["alpha_rate"] == {"learning_rate": [1e-4, 2e-4, 4e-4], "lora_alpha": [16, 64]}
+    assert harmed["warmup"] == {"learning_rate": [5e-3], "warmup_steps": [10, 20]}
+    shaky = asked({2e-4: "good", 1e-3: "spike"}, forget_passes)
+    assert shaky["batch_size"] == {"learning_rate": [2e-4, 1e-3], "gradient_accumulation_steps": [4]}
 
 
 def test_follow_ups_are_triggered_by_the_data():
@@ -247,6 +267,8 @@ def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics(tmp_pa
     assert said.endswith("At 1e-5 the update ends as large: the cost is of its direction.")
     free = {"difference": {"mean": 0.0, "interval": None}}  # of a rate at which nothing is lost
     assert "update" not in report.control(found, one | {"points": [low | sized | free]})
+    assert tables.control_difference(low | {"difference": cost}, found) == "+0.200 [+0.100, +0.300]"
+    assert tables.control_difference(low | {"difference": None}, found) == tables.NONE
     text = report.render(found, tmp_path, [])
     assert words in text and "beside the main grid: adapter_dtype = bfloat16" in text
     assert [c["passed"] for c in found["checks"] if c["check"] in ("adapters float32", "same recipe")] == [True, True]

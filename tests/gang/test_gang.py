@@ -18,12 +18,11 @@ import wandb
 import yaml
 from datasets import Dataset
 from safetensors.torch import load_file
-from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 import train
 from data import load_split
 from gang import size
-from gang.agent import Agents, Sweep, difference, patiently
+from gang.agent import Agents, Sweep, difference
 from gang.loop import Gang, Loop
 from gang.member import Member
 from gang.packing import packable
@@ -435,25 +434,6 @@ def test_out_of_memory_tries_less_and_goes_on(server, tmp_path, api, monkeypatch
     reason = runs[5e-3].summary["out_of_memory"]
     assert reason.startswith("Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free; ")
     assert "out_of_memory" not in runs[1e-3].summary and f"OutOfMemoryError: {runs[5e-3].id}: {reason}" in said.err
-
-
-def test_a_gang_waits_for_a_server_that_is_away(monkeypatch, capsys):
-    def answer(*failures: Exception):
-        left = list(failures)
-
-        def ask() -> str:
-            if left:
-                raise left.pop(0)
-            return "it is back"
-
-        return patiently(ask)
-
-    monkeypatch.setattr("gang.agent.HEARTBEAT_SECONDS", 0)
-    assert answer(WandbApiFailedError("no answer"), WandbApiFailedError("no answer")) == "it is back"
-    assert capsys.readouterr().out == 2 * "gang: no answer; another try follows\n"
-    monkeypatch.setattr("gang.agent.PATIENCE", -1)
-    with pytest.raises(InputError, match="the server does not answer: no answer"):
-        answer(WandbApiFailedError("no answer"))
 
 
 def test_the_sweeps_command_gives_the_flags_of_train_py():

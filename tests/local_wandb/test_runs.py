@@ -9,6 +9,8 @@ from wandb.apis.public import Run
 from wandb.errors import CommError, UsageError
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
+from local_wandb.filters import duration
+
 PROJECT = "logged"
 
 
@@ -97,6 +99,14 @@ def test_a_long_history_is_read_back_whole(api):
     found = [row["x"] for row in rows("long")]
     assert found == list(range(100_000))
     assert len(wandb.Api().run(f"local/{PROJECT}/long").history(samples=500)) == 500
+
+
+def test_a_sample_of_a_column_is_spread_over_all_its_rows(api):
+    with start("sampled") as run:
+        for x in range(10):
+            run.log({"x": x})
+    found = wandb.Api().run(f"local/{PROJECT}/sampled").history(keys=["x"], samples=4, pandas=False)
+    assert [row["x"] for row in found] == [0, 3, 6, 9]
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +232,13 @@ def test_runs_by_duration_user_entity_and_time(api):
     assert not list(api.runs(f"local/{PROJECT}", filters={"username": "somebody"}))
     assert wandb.Api().runs(f"local/{PROJECT}", order="-updated_at")[0].id == "timed"
     assert len(wandb.Api().runs(f"local/{PROJECT}", order="+duration")) > 0
+
+
+def test_a_runs_own_count_of_its_seconds_comes_first():
+    times = {"createdAt": 2.0, "heartbeatAt": 5.0}
+    assert duration(times | {"summaryMetrics": '{"_wandb": {"runtime": 70}}'}) == 70
+    for summary in (None, "{}", '{"_wandb": "text"}', '{"_wandb": {}}'):
+        assert duration(times | {"summaryMetrics": summary}) == 3
 
 
 def test_delete_with_artifacts_and_twice(api):

@@ -10,7 +10,7 @@ from wandb.apis._generated import operations as api_operations
 from wandb.automations._generated import operations as automation_operations
 from wandb.sdk.artifacts._generated import operations as artifact_operations
 
-from local_wandb.nodes import node_id, row_id
+from local_wandb.nodes import node_id, proper_name, proper_path, row_id
 from local_wandb.schema import SCHEMA
 
 # Teams and members, registries and portfolios, automations, launch queues: for one user on one machine there are none.
@@ -64,6 +64,16 @@ def test_ids_name_their_kind():
     for wrong in (node_id("Sweep", 12), "", "é", "UnVuOng="):
         with pytest.raises(GraphQLError, match="not the id of a Run"):
             row_id("Run", wrong)
+
+
+def test_a_name_is_one_part_of_an_address_and_a_path_stays_in_its_folder():
+    assert proper_name("a" * 128, "run") and proper_path("a" * 1024) and proper_path("a/b c/..d")
+    for name in ("", "a" * 129, "..", "a/b", "a\n"):
+        with pytest.raises(GraphQLError, match=r"run '.*' is not a name"):
+            proper_name(name, "run")
+    for path in ("", "a" * 1025, "/a", "a/../b", "a\\..\\b", "a//b", "a\n"):
+        with pytest.raises(GraphQLError, match="is not a relative path inside the run"):
+            proper_path(path)
 
 
 ABSENT = {

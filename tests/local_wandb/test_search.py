@@ -99,6 +99,19 @@ def test_random_draws_lie_where_they_should(spec, low, high, middle):
     assert drawn[1000] == pytest.approx(middle, rel=0.15)
 
 
+def test_parameters_nest_as_deep_as_they_are_written():
+    deep = {"a": {"parameters": {"b": {"parameters": {"c": {"values": [1, 2]}, "d": {"value": 3}}}}}}
+    points = walk({"method": "grid", "parameters": deep}, lambda config, points: search.next_point(config, points, []))
+    assert points == [{"a": {"value": {"b": {"c": c, "d": 3}}}} for c in (1, 2)]
+
+
+def test_a_grid_of_the_most_points_is_accepted(monkeypatch):
+    monkeypatch.setattr(search, "GRID_POINTS", 4)
+    for spec, allowed in (({"values": [1, 2, 3, 4]}, True), ({"values": [1, 2, 3, 4, 5]}, False)):
+        with contextlib.nullcontext() if allowed else pytest.raises(ValueError, match="more than 4 points"):
+            search.check(grid(**spec))
+
+
 def test_run_cap_ends_any_sweep():
     config = {"method": "random", "run_cap": 2, "parameters": {"x": {"min": 0.0, "max": 1.0}}}
     assert len(walk(config, lambda config, points: search.next_point(config, points, []))) == 2

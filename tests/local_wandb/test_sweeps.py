@@ -14,6 +14,7 @@ from wandb.sdk.sweeps import SweepNotFoundError
 
 from local_wandb.runs import mark_lost
 from local_wandb.store import Store
+from local_wandb.sweeps import _new_run
 
 PROJECT = "agents"
 GRID = {"method": "grid", "program": "script.py", "parameters": {"lr": {"values": [0.1, 0.2, 0.3]}}}
@@ -371,3 +372,16 @@ def test_a_scheduler_draws_the_points(server, api, sweep, tmp_path):
         assert scheduler.wait(30) == 0, scheduler.stdout.read()
     assert sorted(rates) == [0.1, 0.2, 0.3]
     assert api.sweep(f"local/{PROJECT}/{sid}").state == "FINISHED" and set(states(sid).values()) == {"finished"}
+
+
+def test_of_what_a_scheduler_drew_no_more_than_the_cap_is_run(server, api, sweep):
+    sid = sweep(GRID | {"scheduler": {"engine": "wandb"}, "run_cap": 1})
+    agent, store = Agent(api, sid), Store(server.data)
+    row = store.get("sweeps", name=sid)
+    for run, rate in ((f"{sid}-1", 0.1), (f"{sid}-2", 0.2)):
+        _new_run(store, row, run, {"lr": {"value": rate}}, run, time.time())
+    assert agent.take() == (f"{sid}-1", 0.1)
+    assert agent.beat(f"{sid}-1") == []
+    start(f"{sid}-1", sid).finish()
+    assert agent.beat() == [{"type": "exit"}]
+    assert states(sid) == {f"{sid}-1": "finished", f"{sid}-2": "killed"}
