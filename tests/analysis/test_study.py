@@ -135,7 +135,7 @@ def asked(rates, change=None, **options):
             change(record)
     configs = {follow["name"]: follow["config"]["parameters"] for follow in followups.follow_ups(study(found))}
     return {
-        name: {key: x["values"] for key, x in parameters.items() if (key, x["values"]) != ("seed", [0])}
+        name: {key: x["values"] for key, x in parameters.items() if (key, x) != ("seed", {"value": 0})}
         for name, parameters in configs.items()
     }
 
