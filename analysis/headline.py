@@ -215,7 +215,7 @@ def placed(r: dict) -> list[str]:
     """Where the best of all rates lies, run or not, once a search has looked for it."""
     if r["search"] is None or not r["optimum"]["identified"]:
         return []
-    return [f"The best of all rates, run or not, lies in {rate_bounds(r['optimum']['interval'])}."]
+    return [f"Run or not, the best of all rates lies in {rate_bounds(r['optimum']['interval'])} (95 %)."]
 
 
 def unsteady(r: dict, advice: dict) -> list[str]:

@@ -254,8 +254,8 @@ def search(r: dict) -> str:
     seconds = [x["device_seconds"] for x in rounds if x["device_seconds"] is not None]
     cost = f", {sum(seconds):.0f} device seconds in training steps" if seconds else ""
     words = (
-        f"After the grid's {plural(grid['runs'], 'run')} a search for the rate that costs less than the margin above "
-        f"the best: {plural(found['runs'], 'run')} in {plural(len(rounds), 'round')}{cost}. "
+        f"The grid's {plural(grid['runs'], 'run')} were followed by a search for a rate within the margin of the best: "
+        f"{plural(found['runs'], 'run')} in {plural(len(rounds), 'round')}{cost}. "
     )
     if found["rate"] not in (None, r["best_rate"]):
         words += f"It takes {rate_label(found['rate'])}, the lowest rate within half the margin of the best. "
@@ -420,8 +420,8 @@ def optimum(r: dict) -> str:
         return ""
     if o["identified"]:
         return (
-            f"The best rate lies at about {rate_label(o['learning_rate'], 2)}, {rate_bounds(o['interval'])}: the "
-            f"lowest point of a two-sided curve in the rate's logarithm through {in_words(o['n'])} rates."
+            f"The best rate lies at about {rate_label(o['learning_rate'], 2)}, 95 % {rate_bounds(o['interval'])}: "
+            f"the lowest point of a two-sided curve in the rate's logarithm through {in_words(o['n'])} rates."
         )
     gaps = [(a, b) for a, b in ((o["left"], r["best_rate"]), (r["best_rate"], o["right"])) if None not in (a, b)]
     wide = [f"between {rate_label(a)} and {rate_label(b)} ({b / a:.3g} ×)" for a, b in gaps if b / a > COARSE]

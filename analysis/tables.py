@@ -194,7 +194,7 @@ SEARCH: Columns = (
     ("Runs", lambda x, r: str(x["runs"])),
     ("Device seconds", lambda x, r: decimals(x["device_seconds"], ".0f")),
     ("Rate to use then", lambda x, r: NONE if x["rate"] is None else rate_label(x["rate"])),
-    ("The best lies in", lambda x, r: NONE if x["interval"] is None else rate_bounds(x["interval"])),
+    ("The best lies in [95 %]", lambda x, r: NONE if x["interval"] is None else rate_bounds(x["interval"])),
 )
 
 

@@ -95,9 +95,9 @@ def bounds(pair: list | tuple | None, form: str = ".3f") -> str:
 
 
 def rate_bounds(pair: list | tuple) -> str:
-    """95 % [1.6e-4, 3.3e-4]; a side beyond the rates that were run is open."""
+    """[1.6e-4, 3.3e-4]; a side beyond the rates that were run is open."""
     low, high = (rate_label(end, 2) if end and math.isfinite(end) else "open" for end in map(number, pair))
-    return f"95 % [{low}, {high}]"
+    return f"[{low}, {high}]"
 
 
 def percent(share: float | None) -> str:

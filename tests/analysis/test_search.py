@@ -40,7 +40,7 @@ SECOND = round_of(2, {5e-4: 0.1, 1e-3: 0.0}, "Over more seeds, is 1e-3 or 5e-4 b
 def test_a_grid_alone_has_no_story():
     assert search.story(searched()) is None
     found = results(searched())
-    assert report.search(found) == "" and "run or not" not in headline.answer(found)
+    assert report.search(found) == "" and "Run or not" not in headline.answer(found)
 
 
 def test_the_story_of_two_rounds():
@@ -59,7 +59,7 @@ def test_the_report_places_the_best_rate_where_the_search_does():
     assert found["optimum"]["interval"] == found["search"]["rounds"][-1]["interval"]
     low, high = map(number, found["optimum"]["interval"])
     assert low < found["best_rate"] < high
-    assert "The best of all rates, run or not, lies in 95 % [" in headline.answer(found)
+    assert "Run or not, the best of all rates lies in [" in headline.answer(found)
     assert "The best rate lies at about " in report.optimum(found) and "through five rates" in report.optimum(found)
 
 
