@@ -4,6 +4,7 @@ It aims at regret, not at the rate's digits: a rate is good enough when what it 
 First one seed at half-decade points on both sides of the best feasible rate, then closer; then seeds, for the two or
 three rates that are left, until the basin test of the report says that the best of them is inside. Losses are in nats
 per answer token, rates are compared in log10 η. The interval of the best rate is what the report prints, too.
+docs/search.md says how often it is right.
 """
 
 import itertools

@@ -240,6 +240,7 @@ def draw(found: dict[str, np.ndarray], names: list[str], epsilon: np.ndarray, pa
     """The share within ε, and the regret that 95 % stay below, against the number of runs."""
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
+        labels = {}
         for axes, value in (
             (left, lambda regret: 100 * (regret <= epsilon).mean()),
             (right, lambda regret: np.quantile(regret, 0.95)),
@@ -256,24 +257,38 @@ def draw(found: dict[str, np.ndarray], names: list[str], epsilon: np.ndarray, pa
                 line = "-" if len(at) > 3 else "--"
                 axes.plot(at, values, line, marker=MARKERS[name], color=COLOURS[name], **style)
                 ends[name] = (at[-1], values[-1])
-            label(axes, ends)
-            axes.set(xlabel="runs, the starting grid's included", xlim=(0, 31), xticks=range(0, 25, 4))
+            axes.set(xlabel="runs, the starting grid's included", xlim=(0, 32), xticks=range(0, 25, 4))
+            labels[axes] = ends
             axes.axvline(HALF, color=QUIET, linestyle=":", linewidth=1.2)
         bands = [wilson(int((regret <= epsilon).sum()), len(epsilon)) for regret in found["search"].T]
         left.fill_between(BUDGETS, *(100 * np.array(bands).T), color=COLOURS["search"], alpha=0.15, linewidth=0)
-        left.axhline(95, color=QUIET, linestyle=":", linewidth=1.2)
+        left.plot([0, FULL], [95, 95], color=QUIET, linestyle=":", linewidth=1.2)
         left.annotate("goal: 95 %", (0.2, 95.4), fontsize=8, color=QUIET)
         left.annotate("half of the full grid's runs", (HALF + 0.2, left.get_ylim()[0] + 1), fontsize=8, color=QUIET)
         left.set_title("A  Surfaces on which the regret is at most ε (%)")
         right.set_title("B  Regret that 95 % of the surfaces stay below (nats)")
         right.set_yscale("log")
+        ticks = [0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+        right.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        right.minorticks_off()
+        figure.draw_without_rendering()
+        for axes, ends in labels.items():
+            label(axes, ends)
         figure.savefig(path, dpi=DPI)
 
 
 def label(axes: Axes, ends: dict[str, tuple[float, float]]) -> None:
-    """Each line's name right of its end, moved apart where two would touch."""
-    for name, (x, y) in ends.items():
-        axes.annotate(name, (x, y), xytext=(7, 0), textcoords="offset points", va="center", color=COLOURS[name],
+    """Each line's name right of its end, at least 11 points above the one below; that of a single point above it."""
+    points = 72 / axes.figure.dpi
+    last = max(x for x, _ in ends.values())
+    heights = {name: points * axes.transData.transform(end)[1] for name, end in ends.items()}
+    below = -math.inf
+    for name, height in sorted(heights.items(), key=lambda item: item[1]):
+        alone = ends[name][0] < last
+        shift = (-3, 15) if alone else (8, max(0.0, below + 11 - height))
+        below = below if alone else height + shift[1]
+        text = name.replace(" test", "\ntest")
+        axes.annotate(text, ends[name], xytext=shift, textcoords="offset points", va="center", color=COLOURS[name],
                       fontsize=9, weight="bold" if name == "search" else "normal")  # fmt: skip
 
 
