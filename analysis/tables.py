@@ -187,7 +187,7 @@ def rate_with_interval(x: dict) -> str:
 
 
 SEARCH: Columns = (
-    ("Round", lambda x, r: x["name"]),
+    ("Round", lambda x, r: x["name"].removeprefix("round-")),
     ("Asked", lambda x, r: x["asked"] or NONE),
     ("Rates", lambda x, r: labels(x["rates"]) or NONE),
     ("Seeds", lambda x, r: listed([str(seed) for seed in x["seeds"]]) or NONE),
