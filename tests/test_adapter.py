@@ -107,6 +107,7 @@ def test_a_diverged_run_says_so_in_valid_json(losses, tmp_path, monkeypatch):
     assert facts["rows_per_step"] == 4 * 3
     card = ModelCard.load(tmp_path / "README.md")
     assert "diverged at step 1" in card.text and card.data.eval_results is None
+    assert card.data.base_model is None and card.data.datasets is None  # folders are no names on the Hub
 
 
 @pytest.mark.parametrize(

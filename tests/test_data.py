@@ -181,6 +181,8 @@ def test_a_run_shows_what_it_reads():
     assert "1 left out, without an answer within max_length: 64" in shown
     assert f"test (test[:1]): 1 rows, {len(question)} tokens, longest {len(question)}, 100% of them answers" in shown
     assert "10 steps of 8 rows, 40 epochs" in shown
+    settings.max_steps = -1  # then the epochs decide, and a batch that is not full is a step too
+    assert "3 steps of 8 rows, 12 epochs" in data.what_was_read(config, (rows, rows), trainer, shared=0)
     assert "What?⟦That.⟧" in shown
     assert "warning: 1 of 1 test rows are training rows too" in shown
     trainer.eval_dataset = tokenised.select([])

@@ -31,6 +31,13 @@ def test_each_guide_says_what_it_sets_and_where_that_was_read(name):
     assert set(guide) <= {*guides.SETTINGS, "title", "url", "date", "left_out", "exponent"}
 
 
+def test_a_run_keeps_where_its_guide_was_read():
+    assert guides.source(None) == {}
+    for name in guides.table():
+        kept = guides.source(name)["guide_source"]
+        assert kept.keys() == {"title", "url", "date", "left_out"} and set(map(type, kept.values())) == {str}
+
+
 def test_no_two_guides_are_the_same_run():
     settings = [tuple(guide[key] for key in guides.SETTINGS) for guide in guides.table().values()]
     assert len(set(settings)) == len(settings)

@@ -360,6 +360,29 @@ def test_no_run_is_opened_for_what_trl_refuses(flags, message, tmp_path, monkeyp
 
 
 @pytest.mark.slow
+def test_without_a_key_the_ways_to_have_one_are_named(tmp_path, monkeypatch):
+    for name, value in {"HOME": tmp_path, "NETRC": tmp_path / "netrc", "WANDB_DIR": tmp_path}.items():
+        monkeypatch.setenv(name, str(value))
+    data, training, base = parse([*STARTER, "--output_dir", str(tmp_path)])
+    train.wandb.teardown()
+    with pytest.raises(InputError, match=r"W&B: .*; run `wandb login`, start `python -m local_wandb`"):
+        train.start_run(training, data, base, {}, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("resumed", "said"), [(True, "allow"), (False, None)])
+def test_a_run_that_goes_on_is_resumed_and_no_other(resumed, said, tmp_path, monkeypatch):
+    """Begun anew under its id, it would lose the rows that it has; `wandb agent` says so itself."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    data, training, base = parse([*STARTER, "--output_dir", str(tmp_path)])
+    train.wandb.teardown()
+    with train.start_run(training, data, base, {}, resumed, id="own") as run:
+        assert run.settings.resume == said
+    train.wandb.teardown()
+
+
+@pytest.mark.slow
 def test_one_line_and_exit_code_2():
     command = [sys.executable, "train.py", *STARTER, "--model_name_or_path", "no-such/model"]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})

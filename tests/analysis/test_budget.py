@@ -81,8 +81,16 @@ def test_early_budgets_that_point_elsewhere_end_the_line_at_the_last_that_was_ru
     found = curves(-0.6)
     late = {rate: Series(STEPS[8:], curve.value[7] + 0 * curve.value[8:]) for rate, curve in found.items()}
     bent = {rate: Series(STEPS, np.r_[curve.value[:8], late[rate].value]) for rate, curve in found.items()}
-    said = told(bent)["for"]
-    assert said and all(x["run"] for x in said)
+    said = told(bent)
+    assert said["for"] and all(x["run"] for x in said["for"])
+    assert report.budget_law({"budget_law": said}).endswith("For more than 100 steps this does not know the best rate.")
+
+
+def test_the_words_name_the_line_its_budgets_and_what_nobody_ran():
+    words = report.budget_law({"budget_law": told(curves())})
+    assert "use about 6e-4 · (N/100)^-0.50: a line through the parabolas of 6 budgets of 10 to 100 steps" in words
+    assert "From 40 steps and less it would have said 6e-4 for 100" in words
+    assert words.endswith("For 200 steps, which nobody ran: 4.2e-4 [4.2e-4, 4.2e-4].")
 
 
 def test_the_report_says_what_it_knows_of_budgets(tmp_path):

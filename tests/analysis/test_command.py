@@ -167,6 +167,7 @@ def test_torn_data_is_one_line_and_nothing_is_lost(tmp_path, capsys):
     }
 
 
+@pytest.mark.slow
 def test_an_analysis_from_files_needs_no_wandb_and_help_needs_no_matplotlib(tmp_path):
     simulate.study(tmp_path, planned=100, examples=5)
     script = "import sys; sys.modules['wandb'] = None; from analysis.__main__ import main; sys.exit(main(sys.argv[1:]))"

@@ -152,7 +152,6 @@ WRONG = [
     (rand(value=1) | {"run_cap": "two"}, "run_cap 'two' is not a whole number"),
     (rand(value=1) | {"metric": {"goal": "down"}}, "metric.goal 'down'"),
     (rand(value=1) | {"metric": "loss"}, "metric 'loss' is not a mapping"),
-    (rand(value=1) | {"metric": {"name": "x"}, "early_terminate": {"type": "median"}}, "'median' is not hyperband"),
     (rand(value=1) | {"method": "custom", "scheduler": {"engine": "tpe"}}, "scheduler.engine 'tpe'"),
     (grid(value=1) | {"scheduler": {"engine": "optuna"}}, "method 'grid' is not one of custom"),
 ]
@@ -162,6 +161,19 @@ WRONG = [
 def test_a_wrong_configuration_is_refused_by_name(config, message):
     with pytest.raises(ValueError, match=f"Invalid sweep config: .*{message}"):
         search.check(config)
+
+
+def test_what_a_scheduler_draws_is_not_drawn_here():
+    config = {"method": "custom", "scheduler": {"engine": "optuna"}, "parameters": {"x": {"value": 1}}}
+    search.check(config)
+    with pytest.raises(LookupError):
+        search.next_point(config, [], [])
+
+
+def test_another_way_to_end_early_is_refused_by_name():
+    pytest.importorskip("sweeps")
+    with pytest.raises(ValueError, match="'median' is not hyperband"):
+        search.check(rand(value=1) | {"metric": {"name": "x"}, "early_terminate": {"type": "median"}})
 
 
 junk = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.floats(), st.sampled_from(["", "1e-5"]), st.just([]))
