@@ -25,7 +25,7 @@ LEFT = 3  # most rates that get more seeds
 FEWEST = 2  # seeds that tell a spread
 MORE = 2  # seeds that one round adds: with two in all, 95 % are 12.7 standard errors
 GUESSED = 0.25  # share of ε taken as the seeds' standard deviation while one seed says nothing of it
-TIED = 0.5  # share of ε within which the lower of two rates is taken: the higher one may diverge with another seed
+TIED = 0.25  # share of ε within which the lower of two rates is taken: the higher one may diverge with another seed
 # What `place` takes for possible; benchmarks/search.py holds that its interval covers the best rate in 95 %.
 POWERS = (1.0, 2.0, 4.0)  # of the distance to the lowest point, on either side: a kink, a parabola, a flat floor
 SKEWS = np.linspace(-1.2, 1.2, 9)  # log10 of the right side's height over the left side's, a decade away

@@ -301,7 +301,7 @@ def main() -> None:
     peers = {} if options.tuning else PEERS
     packages = ["numpy", "scipy"] + ([] if options.tuning else ["optuna"])
     print(json.dumps(circumstances("python -m benchmarks.search", *packages)), flush=True)
-    families = drawn(TUNING, options.count, 1) if options.tuning else drawn(HELD_OUT, options.count, 2)
+    families = drawn(TUNING, options.count, 1) if options.tuning else drawn(HELD_OUT, options.count, 4)
     for title, surfaces in (("families", families), ("recorded", recorded(not options.tuning, options.repeats))):
         found = measure(surfaces, peers)
         epsilon = np.array([surface.epsilon for surface in surfaces])

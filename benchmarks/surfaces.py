@@ -168,7 +168,7 @@ def recorded(held_out: bool, repeats: int) -> list[Surface]:
 
     The mean over seeds, between rates by PCHIP in log rate, is taken for the truth. Held out is outputs/flagship, too.
     """
-    found = json.loads(FILE.read_text())["surfaces"][held_out::2] + ([flagship()] if held_out else [])
+    found = ([flagship()] if held_out else []) + json.loads(FILE.read_text())["surfaces"][held_out::2]
     return [of_rows(surface, 10**9 + 1000 * place + i) for place, surface in enumerate(found) for i in range(repeats)]
 
 
