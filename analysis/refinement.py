@@ -98,7 +98,7 @@ def next_round(points: Sequence[Point], budget: int, epsilon: float, noise: floa
     best = choice(feasible, epsilon)
     if rates := closer(losses, feasible, found, epsilon):
         if budget < 1:
-            return decide(best, found, "The budget is spent before the rates beside it were run.")
+            return decide(best, found, "The budget ends before the rates beside it were run.")
         rates = sorted(rates[:budget])
         return Round(tuple(rates), (first_seed(losses),), f"Is {labels(rates, 'or')} better than {rate_label(best)}?")
     left = still_left(best, feasible, epsilon, noise or deviation(losses, epsilon))
@@ -107,7 +107,7 @@ def next_round(points: Sequence[Point], budget: int, epsilon: float, noise: floa
     if basin(left, losses, epsilon, noise) == "in":
         others = labels(left[1:], "or")
         return decide(best, found, f"Over seeds it costs less than {decimals(epsilon)} above {others}, with 95 %.")
-    return more_seeds(left, losses, budget) or decide(best, found, "The budget is spent before seeds decide.")
+    return more_seeds(left, losses, budget) or decide(best, found, "The budget ends before seeds decide.")
 
 
 def by_rate(points: Sequence[Point]) -> Losses:

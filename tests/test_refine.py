@@ -60,7 +60,7 @@ def test_a_killed_search_goes_on_to_its_end(toy, experiment):
     assert first == begun
     asked = r"^search, round-2: Is [\d.e-]+ better than 3.2e-4\? \(1 of the 1 runs that are left\)$"
     assert re.search(asked, result.stdout, re.MULTILINE), result.stdout
-    assert "search: The budget is spent before" in result.stdout
+    assert "search: The budget ends before" in result.stdout
 
     output = toy / "outputs/latest"
     story = json.loads((output / "all_results.json").read_text())["search"]

@@ -95,7 +95,7 @@ def test_a_steep_valley_is_followed_to_its_floor():
 def test_the_budget_is_kept_and_said():
     for budget in range(5):
         _, found = searched(valley(6e-4), budget, sd=0.003)
-        assert found.why.startswith("The budget is spent before")
+        assert found.why.startswith("The budget ends before")
 
 
 def test_what_a_seed_shares_moves_no_rate():
