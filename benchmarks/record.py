@@ -25,7 +25,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 RATES = [float(f"{10 ** (k / 3):.1e}") for k in range(-13, -4)]  # 4.6e-5 to 2.2e-2
 SEEDS = [0, 1, 2]
 TEST = 64  # examples: the same for all runs, so fewer make another surface, not a noisier one
-# What differs from recipes/starter.yaml; the search was tuned on every second one, the first among them.
+# What differs from recipes/starter.yaml; of these every second one is held out.
 COMMON = {"per_device_train_batch_size": 4, "max_steps": 36}
 VARIATIONS = {
     "rank 4": {"lora_r": 4, "lora_alpha": 8},

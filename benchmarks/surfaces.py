@@ -57,7 +57,7 @@ class Surface:
         return float(FINE[self.truth.argmin()])
 
     def regret(self, rate: float) -> float:
-        return float(self.expected(np.array([rate]))[0] - self.truth.min())
+        return max(0.0, float(self.expected(np.array([rate]))[0] - self.truth.min()))
 
     def run(self, rate: float, seed: int, share: float = 1.0) -> float:
         """The eval loss of one run after this share of its steps; infinite if it diverged."""
