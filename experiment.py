@@ -1,14 +1,16 @@
 """The whole experiment in one command: sweep, agents, report.
 
     python experiment.py [--sweep sweep.yaml]
+    python experiment.py --refine [--budget N] [--sweep sweep.yaml]
     python experiment.py --guides [--sweep sweep.yaml]
     python experiment.py --resume [SWEEP] [--retry-failed]
 
 Creates the sweep from sweep.yaml, runs one agent per visible GPU (one on a CPU) until the grid is done and writes the
 report to outputs/NAME-ID, which outputs/latest points to. The agent is the gang, which trains several configurations at
-once, or with --one-by-one W&B's own. With --guides the sweep is of what guides recommend, recipes/guides.yaml, on the
-same recipe and seeds; the last experiment, if of that recipe, joins its report. Without --server cloud everything stays
-on this machine, in outputs/local_wandb.
+once, or with --one-by-one W&B's own. With --refine a search for the best rate follows, each round of it a sweep, until
+it is found or N runs (as many as the grid's) are spent. With --guides the sweep is of what guides recommend,
+recipes/guides.yaml, on the same recipe and seeds; the last experiment, if of that recipe, joins its report. Without
+--server cloud everything stays on this machine, in outputs/local_wandb.
 """
 
 import argparse
@@ -32,7 +34,7 @@ import yaml
 import guides
 import inputs
 from analysis import folder
-from analysis.files import InputError
+from analysis.files import InputError, save
 from analysis.folder import LATEST, OUTPUTS
 from local_server import Server
 from progress import LIVE, Progress, ended, label, varied
@@ -125,6 +127,14 @@ def recipe_of(sweep: dict) -> Path | None:
         raise InputError(f"command: {error}") from error
 
 
+def check_refinable(name: str, sweep: dict) -> None:
+    """Raise InputError for a sweep in which the search for the best rate would have to choose more than a rate."""
+    if others := [key for key in varied(sweep) if key not in ("learning_rate", "seed")]:
+        raise InputError(f"--refine: {name} varies {others[0]}; give it one `value`, or leave out --refine")
+    if sweep.get("method") != "grid" or "learning_rate" not in sweep["parameters"]:
+        raise InputError(f"--refine: {name} is no grid over learning_rate; sweep.yaml has the form")
+
+
 def sweep_of_guides(sweep: dict) -> dict:
     """A sweep of the guides that mean something for its model, with the recipe, seeds and constants of this one."""
     words = [str(word) for word in sweep.get("command") or ()]
@@ -153,7 +163,9 @@ def last_of_recipe(recipe: Path | None, server: str) -> list[str]:
         same = recipe is not None and (LATEST / folder.RECIPE).read_bytes() == recipe.read_bytes()
     except (OSError, ValueError):
         return []
-    return [about["sweep"], *about.get("beside", [])] if same and about["server"] == server else []
+    if not same or about["server"] != server:
+        return []
+    return [about["sweep"], *about.get("rounds", []), *about.get("beside", [])]
 
 
 def create_sweep(path: Path, sweep: dict, server: Server | None) -> str:
@@ -299,9 +311,8 @@ class Report:
             self.process.wait()
 
     def finish(self) -> int:
-        """The report of all runs; returns the exit code."""
-        if self.process:
-            self.process.wait()
+        """The report of all runs; returns the exit code. An earlier one, which could wait long for a turn, ends."""
+        self.stop()
         return subprocess.run(self.command).returncode
 
 
@@ -369,13 +380,20 @@ class Experiment:
         self.config = None if options.resume else read_sweep(options.sweep)
         self.report: Report | None = None
         self.beside: list[str] = []  # sweeps that join the report
+        self.rounds: list[str] = []  # sweeps of the search for the best rate
+        self.refine, self.budget = options.refine, options.budget
+        if options.refine and self.config:
+            check_refinable(str(options.sweep), self.config)
         if options.guides:
             self.config = sweep_of_guides(self.config)
             self.beside = last_of_recipe(recipe_of(self.config), options.server)
         if options.resume:
             self.sweep, self.output = remembered(options)
             if self.output and (about := self.output / ABOUT).is_file():
-                self.beside = json.loads(about.read_text()).get("beside", [])
+                known = json.loads(about.read_text())
+                self.beside, self.rounds = known.get("beside", []), known.get("rounds", [])
+                self.refine = self.refine or known.get("refine", False)
+                self.budget = self.budget or known.get("budget")
         self.poll_seconds = POLL_SECONDS[options.server]
         folder.check_latest()
         writable(self.output or OUTPUTS)
@@ -383,7 +401,7 @@ class Experiment:
             check_rows(options.sweep, self.config)
 
     def run(self, server: Server | None) -> int:
-        """Everything from the sweep to the report; returns the exit code."""
+        """Everything from the sweep to the report, round by round; returns the exit code."""
         try:
             return self.work(server)
         except (KeyboardInterrupt, SystemExit):
@@ -396,42 +414,76 @@ class Experiment:
     def work(self, server: Server | None) -> int:
         from analysis import pull  # W&B's client takes a second to import, in which the server starts
 
-        gpus = devices()
         if server:
             server.ready()
         if self.sweep is None:
             self.sweep = self.create(server)
         api = pull.connect()
-        sweep = pull.find(api, self.sweep)
-        self.config = sweep.config
-        self.output = self.output or folder.of_sweeps(sweep.name, sweep.id)
+        grid = pull.find(api, self.sweep)
+        self.config = grid.config
+        if self.refine:
+            check_refinable(self.sweep, self.config)
+        self.output = self.output or folder.of_sweeps(grid.name, grid.id)
         self.remember()
-        print(f"sweep: {self.sweep} (others may join: wandb agent {self.sweep})")
+        again = bool(self.options.resume)
+        while (code := self.train(api, server, again)) == 0 and self.refine and (path := self.next_round()):
+            self.rounds.append(create_sweep(path, read_yaml(path, "--refine"), server))
+            self.remember()
+            again = False
+        if self.options.server == "local":
+            print(f"to see the runs again: python -m local_wandb --data {LOCAL_DATA}")
+        return code
+
+    def train(self, api, server: Server | None, again: bool) -> int:
+        """The agents of the newest sweep until it is done, and the report; returns the exit code."""
+        from analysis import pull
+
+        newest = [self.sweep, *self.rounds][-1]
+        sweep = pull.find(api, newest)
+        print(f"sweep: {newest} (others may join: wandb agent {newest})")
         print(f"watch: {server.page(sweep.url) if server else sweep.url}", flush=True)
-        if self.options.resume:
+        if again:
             if self.options.retry_failed:
                 for run in [run for run in sweep.runs if run.state in ("failed", "crashed", "killed")]:
                     run.delete()  # W&B's own way to have a point of a grid offered again
-            wandb_sweep(["--resume", self.sweep], server)
-        total = sweep.expected_run_count
+            wandb_sweep(["--resume", newest], server)
+        gpus, total = devices(), sweep.expected_run_count
 
         def states() -> list[dict] | None:
-            runs = pull.states(api, self.sweep)
-            return runs and last_attempts(runs, self.config)
+            runs = pull.states(api, newest)
+            return runs and last_attempts(runs, sweep.config)
 
-        progress = Progress(total, varied(self.config))
-        self.report = Report([*self.beside, self.sweep], self.output, total)
+        progress = Progress(total, varied(sweep.config))
+        self.report = Report([*self.beside, self.sweep, *self.rounds], self.output, total)
         command = self.agent(total, len(gpus) or 1)
-        with agents(self.sweep, self.output, command, gpus, server.line if server else 2) as processes:
+        with agents(newest, self.output, command, gpus, server.line if server else 2) as processes:
             watch(states, progress, processes, server, self.poll_seconds, self.report)
         for _ in range(20):  # about ten minutes of a server that does not answer
             if (runs := states()) is not None:
                 progress.close(runs)
-                return self.finish(runs, total, processes)
+                return self.finish(runs, total, sweep.config, processes)
             time.sleep(1)
             if server and not server.serves():
                 server.revive()
         raise InputError(f"the server does not answer; for the report: {self.again()}")
+
+    def next_round(self) -> Path | None:
+        """The file of the search's next round, or None if it is over; says what it asks, or why it stops."""
+        from analysis import followups, refinement, runs, search, study
+
+        known = study.build(*runs.load(self.output))
+        left = search.budget_left(known, self.budget)
+        found = search.following(known, left)
+        if not isinstance(found, refinement.Round):
+            print(f"search: {found.why if found else 'No run has reached an end.'}")
+            return None
+        entity, project, _ = self.sweep.split("/")
+        sweep = followups.round_of(known, found) | {"entity": entity, "project": project}
+        asked = len(found.rates) * len(found.seeds)
+        print(f"search, {sweep['name']}: {found.asked} ({asked} of the {left} runs that are left)", flush=True)
+        path = self.output / followups.sweep_file(sweep["name"])
+        save(path, followups.to_yaml(sweep))
+        return path
 
     def create(self, server: Server | None) -> str:
         """The sweep of the file, or one of the guides, whose file the report keeps."""
@@ -451,9 +503,9 @@ class Experiment:
         share = ["--size", str(math.ceil(total / count))] if total and count > 1 else []
         return [sys.executable, "-m", "gang", *share]
 
-    def finish(self, runs: list[dict], total: int | None, processes: list[subprocess.Popen]) -> int:
+    def finish(self, runs: list[dict], total: int | None, sweep: dict, processes: list) -> int:
         """Name what went wrong, and write the report of what there is."""
-        refused, failed = refusals(self.output, processes), broken(runs, total, self.config)
+        refused, failed = refusals(self.output, processes), broken(runs, total, sweep)
         trained, ill = any(run["step"] is not None for run in runs), any(process.returncode for process in processes)
         if refused and not trained:
             failed = []  # nothing was tried
@@ -467,8 +519,6 @@ class Experiment:
                 print(f"no report; to try again: {self.again()}", file=sys.stderr)
         else:
             print("no run has logged anything: no report", file=sys.stderr)
-        if self.options.server == "local":
-            print(f"to see the runs again: python -m local_wandb --data {LOCAL_DATA}")
         if refused and not trained:
             return 2
         return 1 if refused or failed or ill or not trained or code < 0 else code  # below 0: ended by a signal
@@ -482,14 +532,18 @@ class Experiment:
                 raise InputError(f"{recipe} is not what this sweep began with, {copy}: its runs would not compare")
             shutil.copy(recipe, copy)
         about = {"sweep": self.sweep, "server": self.options.server, "beside": self.beside}
-        (self.output / ABOUT).write_text(json.dumps(about) + "\n")
+        if self.refine:
+            about |= {"refine": True, "budget": self.budget, "rounds": self.rounds}
+        save(self.output / ABOUT, json.dumps(about) + "\n")
         folder.link_latest(self.output)
 
     def again(self, *more: str) -> str:
         """The command that goes on with this experiment."""
         place = ["--output", str(self.options.output)] if self.options.output else []
         server = ["--server", "cloud"] if self.options.server == "cloud" else []
-        words = ["python", "experiment.py", "--resume", self.sweep, *more, *place, *server]
+        search = ["--refine"] if self.refine else []
+        search += ["--budget", str(self.budget)] if self.budget else []
+        words = ["python", "experiment.py", "--resume", self.sweep, *more, *search, *place, *server]
         return " ".join(words + (["--one-by-one"] if self.options.one_by_one else []))
 
 
@@ -516,11 +570,27 @@ def writable(folder: Path) -> None:
         raise InputError(f"--output {folder}: {error.strerror}; choose a writable directory") from error
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Raise InputError for options that do not go together."""
+    if options.retry_failed and not options.resume:
+        raise InputError("--retry-failed needs --resume")
+    if options.guides and options.resume:
+        raise InputError("--resume knows what it goes on with: leave out --guides")
+    if options.guides and options.refine:
+        raise InputError("--guides has no grid of rates to refine: run --refine first, then --guides beside it")
+    if options.budget is not None and not options.refine:
+        raise InputError("--budget needs --refine")
+    if options.budget is not None and options.budget < 1:
+        raise InputError(f"--budget {options.budget}: give the number of runs for the search, from 1 up")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", choices=["local", "cloud"], default="local", help="cloud: your own W&B login")
     parser.add_argument("--sweep", type=Path, default=Path("sweep.yaml"), help="default: %(default)s")
     parser.add_argument("--guides", action="store_true", help="what guides recommend, in place of the sweep's rates")
+    parser.add_argument("--refine", action="store_true", help="search on from the grid to the best rate")
+    parser.add_argument("--budget", type=int, metavar="N", help="runs of that search, default: as many as the grid's")
     parser.add_argument("--output", type=Path, help="default: outputs/NAME-ID, of the sweep")
     parser.add_argument("--one-by-one", action="store_true", help="plain agents, one run at a time on each device")
     parser.add_argument(
@@ -530,15 +600,12 @@ def main() -> int:
         "--retry-failed", action="store_true", help="with --resume: delete failed runs and run them anew"
     )
     options = parser.parse_args()
-    if options.retry_failed and not options.resume:
-        parser.error("--retry-failed needs --resume")
-    if options.guides and options.resume:
-        parser.error("--resume knows what it goes on with: leave out --guides")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))  # as an exception, so that agents and server are ended too
     # The sweep's command starts `python`: let it be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
+        check_options(options)
         experiment = Experiment(options)
         if options.server == "cloud":
             if os.environ.get("WANDB_MODE", "online") != "online":

@@ -16,8 +16,9 @@ from pathlib import Path
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it in silence, in the imports below too; no file is torn
 
-from analysis import folder, followups, headline, report
+from analysis import folder, followups, headline, report, search
 from analysis.files import InputError, save, to_json
+from analysis.refinement import Decision
 from analysis.results import results
 from analysis.runs import load, merge
 from analysis.study import Study, build
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("source", nargs="+", help="sweeps as ENTITY/PROJECT/SWEEP, or output directories")
     parser.add_argument("--output", type=Path, help="where to write (outputs/NAME-ID, or the directory itself)")
-    parser.add_argument("--refine", action="store_true", help="also write the next sweep.yaml, and say why")
+    parser.add_argument("--refine", action="store_true", help="also say which sweep to run next, or why none")
     options = parser.parse_args(arguments)
     try:
         return analyse(options)
@@ -88,15 +89,15 @@ def merge_into(output: Path | None, directories: list[Path]) -> Path:
 
 
 def refine(study: Study, directory: Path) -> None:
-    """Write the next sweep.yaml into the output directory, or say why there is none."""
-    grid, why = followups.refinement_grid(study)
-    if not grid:
-        print(f"No refinement: {why}.")
-        return
-    path = directory / "sweep.yaml"
-    sweep = followups.config(study, "refinement", learning_rate=grid)
-    save(path, followups.to_yaml(followups.with_recipe_as_used(sweep, study, directory)))
-    print(f"Next: {why}. Rates {followups.labels(grid)} are in {path}: wandb sweep {path}")
+    """Say which sweep to run next, which is among the follow-ups, or why there is none."""
+    found = search.following(study)
+    if found is None:
+        print("No refinement: no run has reached an end.")
+    elif isinstance(found, Decision):
+        print(f"No refinement: {found.why}")
+    else:
+        path = directory / followups.sweep_file(followups.round_of(study, found)["name"])
+        print(f"Next: {found.asked} Its sweep is {path}: wandb sweep {path}")
 
 
 if __name__ == "__main__":

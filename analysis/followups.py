@@ -1,6 +1,5 @@
 """Follow-up sweeps that the results call for, each a complete sweep configuration derived from the analysed one."""
 
-import math
 import re
 from collections import Counter
 from itertools import pairwise
@@ -8,52 +7,18 @@ from pathlib import Path
 
 import yaml
 
+from analysis import search
 from analysis.behaviour import onset
 from analysis.files import save
 from analysis.folder import RECIPE, shown
+from analysis.refinement import Round, two_digits
 from analysis.study import Study
 from analysis.sweep import parameters
 from analysis.sweep import values as constants
 from analysis.words import plural, rate_label
 
-HALF_DECADE = 10**0.5
-BESIDE = 2.0  # factor from the best rate at which a refinement looks first: the seed document's 1e-4 and 4e-4
-CLOSE = 1.3  # factor between neighbouring rates below which more rates tell nothing
 PASSES = 2.0  # most passes over the data that a follow-up makes: later ones measure overfitting, not the rate
 SEEDS = 3  # the fewest that give a spread worth the name
-
-
-def two_digits(rate: float) -> float:
-    return float(f"{rate:.1e}")
-
-
-def refinement_grid(study: Study) -> tuple[list[float], str]:
-    """The rates to run next and why: beside the best rate first, or left of the first diverging rate."""
-    if study.comparison is None:
-        if not study.infeasible:
-            return [], "no run has reached an end"
-        first = min(study.infeasible)
-        rates = [two_digits(first / HALF_DECADE**k) for k in (4, 3, 2, 1)]
-        return rates, f"every rate from {rate_label(first)} up diverged: go left"
-    best, swept = study.best_rate, study.rates
-    left = max((rate for rate in swept if rate < best), default=None)
-    right = min((rate for rate in swept if rate > best), default=None)
-    found, ends = [], []
-    for neighbour, side, factor in ((left, "left", 1 / BESIDE), (right, "right", BESIDE)):
-        if neighbour is None:
-            found += [best * factor, best * factor**2]
-            ends.append(f"nothing to its {side} was run")
-            continue
-        gap = max(best / neighbour, neighbour / best)
-        if gap > BESIDE * CLOSE:
-            found.append(best * factor)
-        elif gap > CLOSE:
-            found.append(math.sqrt(best * neighbour))
-        dead = " and diverged" if neighbour in study.infeasible else ""
-        ends.append(f"{rate_label(neighbour)} is {gap:.3g} × {'lower' if side == 'left' else 'higher'}{dead}")
-    so_far = f"the best rate so far is {rate_label(best)}; {' and '.join(ends)}"
-    why = so_far if len(swept) > 1 else f"{rate_label(best)} is the only rate that was run"
-    return sorted(map(two_digits, found)), why
 
 
 def config(study: Study, name: str, **values: list) -> dict:
@@ -61,11 +26,11 @@ def config(study: Study, name: str, **values: list) -> dict:
     size = Counter(run.sweep for run in study.counted)  # a control has settings of its own
     known = [sweep for sweep in study.sweeps if isinstance(sweep.get("config"), dict)]
     source: dict = max(known, key=lambda sweep: size[sweep["id"]], default={"config": {}})["config"]
-    kept = {}
+    kept: dict[str, dict] = {}
     for key, spec in parameters({"config": source}).items():
         fixed = constants(spec)
         if len(fixed) == 1 or (key == "seed" and fixed):
-            kept[key] = {"values": fixed}
+            kept[key] = {"values": fixed} if len(fixed) > 1 else {"value": fixed[0]}
     kept |= {key: {"values": found} for key, found in values.items()}
     about = {key: source[key] for key in ("program", "project", "entity", "metric", "command") if key in source}
     return {"name": name, **about, "method": "grid", "parameters": kept}
@@ -92,10 +57,23 @@ def passes(study: Study, steps: float, batch: float = 1.0) -> tuple[bool, str]:
     return made <= PASSES, f"that makes {made:.1f} passes over the data"
 
 
+def round_of(study: Study, found: Round) -> dict:
+    """The next round of the search as a sweep; its description is what it asks."""
+    name = f"round-{len(search.rounds(study)) + 1}"
+    sweep = config(study, name, learning_rate=list(found.rates))
+    seeds = list(found.seeds)
+    sweep["parameters"]["seed"] = {"values": seeds} if len(seeds) > 1 else {"value": seeds[0]}
+    return {"name": name, "description": found.asked} | sweep
+
+
 def refinement(study: Study) -> dict | None:
-    grid, why = refinement_grid(study)
-    question = "Where exactly is the optimum?"
-    return follow_up(study, "refinement", question, why, learning_rate=grid) if grid else None
+    found = search.following(study)
+    if not isinstance(found, Round):
+        return None
+    best = search.chosen(study, study.points)
+    so_far = "no rate has ended" if best is None else f"{rate_label(best)} is the rate to use so far"
+    sweep = round_of(study, found)
+    return {"name": sweep["name"], "question": found.asked, "why": so_far, "config": sweep}
 
 
 def seeds(study: Study) -> dict | None:
@@ -175,9 +153,14 @@ def sweep_file(name: str) -> str:
     return f"sweeps/{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.yaml"
 
 
+def file_of(sweep: dict) -> str:
+    """The file of an analysed sweep: of its id, or of its round."""
+    return sweep_file(sweep["config"]["name"] if search.number_of(sweep) else sweep["id"])
+
+
 def write(study: Study, directory: Path) -> None:
     """The analysed sweeps and their follow-ups as files beside the report; earlier ones that no longer hold go."""
-    files = {sweep_file(s["id"]): s["config"] for s in study.sweeps if isinstance(s.get("config"), dict)}
+    files = {file_of(s): s["config"] for s in study.sweeps if isinstance(s.get("config"), dict)}
     files |= {sweep_file(f["name"]): f["config"] for f in follow_ups(study)}
     for old in directory.glob("sweeps/*.yaml"):
         if f"sweeps/{old.name}" not in files:

@@ -5,7 +5,7 @@ import math
 from analysis import behaviour
 from analysis.files import number
 from analysis.statistics import BASIN_NATS, BASIN_SD, BASIN_SHARE
-from analysis.words import bounds, decimals, in_words, labels, listed, plural, rate_label, settings, some
+from analysis.words import bounds, decimals, in_words, labels, listed, plural, rate_bounds, rate_label, settings, some
 
 TOO_NARROW = " Intervals take the examples as independent (no module column groups them), so they may be too narrow."
 
@@ -89,7 +89,14 @@ def of_rates(r: dict) -> str:
         use = f"Of {in_words(len(r['rates']))} rates use {to_use(r, advice)}"
     first = f"{use}{when(r, advice)}."
     parts = [f"**{first}**" if r["seeds"] > 1 else first, *ties(r, advice)]
-    parts += [*unsteady(r, advice), *costs(r), *at_the_edge(r), *lower_with_early_stopping(r, best), *elsewhere(r)]
+    parts += [
+        *placed(r),
+        *unsteady(r, advice),
+        *costs(r),
+        *at_the_edge(r),
+        *lower_with_early_stopping(r, best),
+        *elsewhere(r),
+    ]
     return " ".join([*parts, *left_open(r)])
 
 
@@ -202,6 +209,13 @@ def ties(r: dict, advice: dict) -> list[str]:
     unsettled = any(x["basin"]["verdict"] != "in" for x in rows)
     doubt = f", though {seeds_do(r)} not settle it" if unsettled else ""
     return [f"{where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}."]
+
+
+def placed(r: dict) -> list[str]:
+    """Where the best of all rates lies, run or not, once a search has looked for it."""
+    if r["search"] is None or not r["optimum"]["identified"]:
+        return []
+    return [f"Run or not, the best of all rates lies in {rate_bounds(r['optimum']['interval'])} (95 %)."]
 
 
 def unsteady(r: dict, advice: dict) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from analysis import folder
 from analysis.files import number
-from analysis.followups import sweep_file
+from analysis.followups import file_of
 from analysis.words import decimals, fence, plural
 
 
@@ -40,7 +40,7 @@ def reproduction(r: dict, raw: dict, directory: Path) -> list[dict]:
     """Commands from the unescaped results, each word quoted for the shell."""
     here, found = folder.shown(directory), []
     for sweep, shown in zip(raw["sweeps"], r["sweeps"], strict=True):
-        file = shlex.quote(f"{here}/{sweep_file(sweep['id'])}")
+        file = shlex.quote(f"{here}/{file_of(sweep)}")
         path = shlex.quote("/".join(str(sweep.get(key) or "?") for key in ("entity", "project", "id")))
         commands = [
             f"python experiment.py --sweep {file}",

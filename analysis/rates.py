@@ -25,10 +25,10 @@ class Comparison:
     """Mean losses of the feasible rates at their end, and their differences."""
 
     rates: list[float]  # (m,) ascending
-    loss: np.ndarray  # (m,)
+    loss: np.ndarray  # (m,), as if each rate had every seed
     levels: list[Estimate]  # (m,)
     pairs: dict[tuple[int, int], Estimate]  # (i, j) -> rate i minus rate j, by seed
-    seeds: int  # seeds of each rate, the fewest
+    seeds: int  # seeds of each rate that may be the best, the fewest
     seed_sd: float | None  # median over rates, so that one unsteady rate does not widen the basin
     width: float  # ε
 
@@ -119,12 +119,14 @@ def compare(feasible: dict[float, list[Run]]) -> Comparison | None:
         for j, b in enumerate(rates)
         if i != j
     }
-    loss = np.array([level.mean for level in levels])
+    losses = [{seed: end.loss for seed, end in found.items()} for found in ends.values()]
+    loss, _, _ = statistics.rates_and_seeds(losses)
     spreads = [spread([end.loss for end in found.values()]).sd for found in ends.values()]
     sds = [sd for sd in spreads if sd is not None]
     seed_sd = float(np.median(sds)) if sds else None
     width = statistics.basin_width(float(loss.min()), seed_sd)
-    return Comparison(rates, loss, levels, pairs, min(map(len, ends.values())), seed_sd, width)
+    seeds = min(len(found) for found, mean in zip(ends.values(), loss, strict=True) if mean - loss.min() < width)
+    return Comparison(rates, loss, levels, pairs, seeds, seed_sd, width)
 
 
 def rate(

@@ -41,6 +41,7 @@ from analysis.words import (
     listed,
     percent,
     plural,
+    rate_bounds,
     rate_label,
     settings,
     shortened,
@@ -89,6 +90,8 @@ def context(results: dict, directory: Path, pictures: list[str]) -> dict:
         "budget": tables.budget(r),
         "budget_words": budget(r),
         "budget_law": budget_law(r),
+        "search": tables.table(tables.SEARCH, r["search"]["rounds"], r) if r["search"] else None,
+        "search_words": search(r),
         "guides": tables.table(tables.GUIDES, r["guides"]["rows"], r) if r["guides"] else None,
         "guide_words": guides(r),
         "hypotheses": tables.table(tables.HYPOTHESES, r["hypotheses"], r),
@@ -240,6 +243,25 @@ def budget_law(r: dict) -> str:
     else:
         found.append(f"For more than {steps[-1]} steps this does not know the best rate.")
     return " ".join(found)
+
+
+def search(r: dict) -> str:
+    """What the rounds of the search cost, and why it stops or what it would ask next."""
+    found = r["search"]
+    if found is None:
+        return ""
+    grid, *rounds = found["rounds"]
+    seconds = [x["device_seconds"] for x in rounds if x["device_seconds"] is not None]
+    cost = f", {sum(seconds):.0f} device seconds in training steps" if seconds else ""
+    words = (
+        f"The grid's {plural(grid['runs'], 'run')} were followed by a search for a rate within the margin of the best: "
+        f"{plural(found['runs'], 'run')} in {plural(len(rounds), 'round')}{cost}. "
+    )
+    if found["rate"] not in (None, r["best_rate"]):
+        words += f"It takes {rate_label(found['rate'])}, the lowest rate within half the margin of the best. "
+    if found["why"] is None:
+        return f"{words}It is not settled; next it would ask: {found['next']}"
+    return f"{words}It stopped: {found['why'][0].lower()}{found['why'][1:]}"
 
 
 def guides(r: dict) -> list[str]:
@@ -397,21 +419,17 @@ def optimum(r: dict) -> str:
     if o is None or o["tested"] < 2:
         return ""
     if o["identified"]:
-        pair = o["interval"]
-        spread = "no interval" if pair is None else f"95 % [{rate_label(pair[0])}, {rate_label(pair[1])}] over seeds"
-        at = f"{rate_label(o['learning_rate'])}, {spread}"
-        moved = " to ".join(dict.fromkeys(map(rate_label, o["without_ends"] or ())))
-        fewer = f"; without the lowest or the highest of them at {moved}" if moved else ""
-        return f"A quadratic in the rate's logarithm through {o['n']} rates is lowest at {at}{fewer}."
+        return (
+            f"The best rate lies at about {rate_label(o['learning_rate'], 2)}, 95 % {rate_bounds(o['interval'])}: "
+            f"the lowest point of a two-sided curve in the rate's logarithm through {in_words(o['n'])} rates."
+        )
     gaps = [(a, b) for a, b in ((o["left"], r["best_rate"]), (r["best_rate"], o["right"])) if None not in (a, b)]
     wide = [f"between {rate_label(a)} and {rate_label(b)} ({b / a:.3g} ×)" for a, b in gaps if b / a > COARSE]
     words = f"{best} is the best of {in_words(o['tested'])} rates that ended"
-    if o["reason"] == "diverged":
-        words += f"; its right neighbour, {rate_label(o['right'])}, diverged"
+    if o["wall"] is not None:
+        words += f"; its right neighbour, {rate_label(o['wall'])}, diverged"
     if o["reason"] == "edge":
         words += ", at the edge of them: the optimum may lie beyond"
-    if o["reason"] == "no parabola":
-        words += "; their losses follow no parabola, so it is not placed more exactly"
     return words + (f"; {' and '.join(wide)} nothing was run" if wide else "") + "."
 
 

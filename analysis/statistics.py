@@ -1,12 +1,11 @@
-"""The statistics of a sweep: intervals over seeds and clustered examples, the basin, the optimum, budgets.
+"""The statistics of a sweep: intervals over seeds and clustered examples, the basin, budgets.
 
 Losses are in nats per token. Everything is closed form: no resampling, no random numbers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,6 @@ LEVEL = 0.95  # of every interval, two-sided
 BASIN_NATS = 0.01  # smallest difference in eval loss that matters, nats per token
 BASIN_SHARE = 0.01  # ... or this share of the best loss
 BASIN_SD = 2.0  # ... or so many seed standard deviations
-FIT_DECADES = 1.0  # distance from the best rate within which points enter the quadratic
-FIT_RATES = 4  # fewest rates for a vertex: through three a parabola always fits
 COARSE = 10**0.5 * 1.1  # a gap to a neighbouring rate above half a decade cannot place an optimum
 TARGETS = (0.5, 0.8, 0.95)  # shares q of the gain l0 − l*, for convergence
 
@@ -101,6 +98,25 @@ def over_examples(rows: list, tokens: np.ndarray | None, module: np.ndarray | No
     return [found] if math.isfinite(found[0]) else []
 
 
+def rates_and_seeds(losses: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Least squares of a loss as its rate's plus its seed's: means (m,), residuals, their degrees of freedom.
+
+    losses: one seed -> loss for each rate. A mean is the rate's as if it had every seed; where all have the same seeds,
+    or share none, that is the plain mean.
+    """
+    seeds = list(dict.fromkeys(seed for ends in losses for seed in ends))
+    cells = [(place, seeds.index(seed)) for place, ends in enumerate(losses) for seed in ends]
+    effects = np.zeros((len(cells), len(losses) + len(seeds)))
+    for row, (place, seed) in enumerate(cells):
+        effects[row, [place, len(losses) + seed]] = 1
+    values = np.array([loss for ends in losses for loss in ends.values()])
+    # Seeds' effects are pulled to 0 by next to nothing: what rates and seeds could share counts as the rates'.
+    pull = 1e-4 * np.eye(len(seeds), effects.shape[1], len(losses))
+    found = np.linalg.lstsq(np.vstack([effects, pull]), np.append(values, np.zeros(len(seeds))), rcond=None)[0]
+    freedom = len(cells) - int(np.linalg.matrix_rank(effects)) if cells else 0
+    return found[: len(losses)], values - effects @ found, freedom
+
+
 def level(ends: dict[object, Checkpoint], tokens: np.ndarray | None, module: np.ndarray | None) -> Estimate | None:
     """The mean loss of one rate over its seeds; `ends` by seed."""
     if not ends:
@@ -113,7 +129,7 @@ def level(ends: dict[object, Checkpoint], tokens: np.ndarray | None, module: np.
 
 
 def difference(
-    a: dict[object, Checkpoint], b: dict[object, Checkpoint], tokens: np.ndarray | None, module: np.ndarray | None
+    a: Mapping[Any, Checkpoint], b: Mapping[Any, Checkpoint], tokens: np.ndarray | None, module: np.ndarray | None
 ) -> Estimate | None:
     """The mean of a's loss − b's, by seed where they share any, else between their means.
 
@@ -180,48 +196,6 @@ def parabola(x: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
     residual = float(np.sqrt(np.mean((np.polyval(coefficients, x - centre) - losses) ** 2)))
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(centre - np.float64(coefficients[1]) / (2 * coefficients[0])), float(coefficients[0]), residual
-
-
-def optimum(rates: list[float], losses: dict[object, np.ndarray], infeasible: list[float], width: float) -> dict:
-    """The learning rate at the vertex of a quadratic in log10 η, or what refuses it.
-
-    rates (m,) ascending and feasible; losses: seed -> (m,), of seeds that every rate has, or one mean row.
-    A vertex needs FIT_RATES rates, half a decade apart or closer, within FIT_DECADES of the best, a residual below ε,
-    and a minimum inside. Its interval is over the seeds' own vertices; "without_ends" is where it moves if the lowest,
-    the highest or both rates are left out, because losses are no parabola and seeds do not show that.
-    """
-    table = np.array(list(losses.values()))
-    mean = table.mean(axis=0)
-    best = int(mean.argmin())
-    sides = {
-        "left": rates[best - 1] if best > 0 else None,
-        "right": rates[best + 1] if best + 1 < len(rates) else None,
-    }
-    found = {"identified": False, "reason": None, "tested": len(rates), **sides}
-    if any(rate > rates[best] and (sides["right"] is None or rate < sides["right"]) for rate in infeasible):
-        return found | {"reason": "diverged", "right": min(rate for rate in infeasible if rate > rates[best])}
-    chosen = [i for i, rate in enumerate(rates) if abs(math.log10(rate / rates[best])) <= FIT_DECADES + 1e-9]
-    if best in (0, len(rates) - 1):
-        return found | {"reason": "edge"}
-    if len(chosen) < FIT_RATES or any(rates[j] / rates[i] > COARSE for i, j in pairwise(chosen)):
-        return found | {"reason": "coarse"}
-    x = np.log10([rates[i] for i in chosen])
-    at, curvature, residual = parabola(x, mean[chosen])
-    if curvature <= 0 or not x[0] <= at <= x[-1] or residual >= width:
-        return found | {"reason": "no parabola"}
-    ats = np.array([parabola(x, row[chosen])[0] for row in table])
-    inside = len(ats) > 1 and np.all((ats >= x[0]) & (ats <= x[-1]))
-    fewer = [part for part in (slice(1, None), slice(-1), slice(1, -1)) if len(x[part]) > 2]
-    refits = [parabola(x[part], mean[chosen][part])[:2] for part in fewer]
-    moved = [10**vertex for vertex, bend in refits if bend > 0 and x[0] <= vertex <= x[-1]]
-    interval = with_interval(at, over_seeds(ats), seeds=len(ats), examples=0, clusters=0).interval if inside else None
-    return found | {
-        "identified": True,
-        "learning_rate": 10**at,
-        "n": len(chosen),
-        "interval": None if interval is None else [10**bound for bound in interval],
-        "without_ends": [min(moved), max(moved)] if moved else None,
-    }
 
 
 def best_by_budget(curves: dict[float, Series], width: float) -> list[dict]:

@@ -18,6 +18,7 @@ from analysis.files import number
 from analysis.hypotheses import hypotheses
 from analysis.mechanism import mechanism
 from analysis.rates import Comparison, Rate, mean_curve
+from analysis.refinement import Point, place
 from analysis.runs import Run, Series
 from analysis.statistics import Estimate
 from analysis.sweep import SHOWN, Group, declared, groups, guide_of, guided
@@ -82,6 +83,7 @@ class Study:
     feasible: dict[float, list[Run]]
     comparison: Comparison | None
     rows: list[Rate]
+    points: list[Point]
     optimum: dict | None
     budget: list[dict]
     budget_law: dict
@@ -266,9 +268,7 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault], lowest: floa
         rates.rate(rate, found, evidence, verdicts, comparison, feasible.get(best, []), base_loss, alpha, flags)
         for rate, found in used.items()
     ]
-    infeasible = [
-        rate for rate, found in used.items() if any(verdicts[run.id].behaviour == "diverged" for run in found)
-    ]
+    ended = points(used, verdicts)
     planned = next((run.planned_steps for run in counted if run.planned_steps), None)
     width = None if comparison is None else comparison.width
     curves = {rate: curve for rate, found in used.items() if len(curve := mean_curve(found))}
@@ -291,7 +291,8 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault], lowest: floa
         feasible=feasible,
         comparison=comparison,
         rows=rows,
-        optimum=None if comparison is None else find_optimum(comparison, feasible, infeasible),
+        points=ended,
+        optimum=None if comparison is None else find_optimum(comparison, ended),
         guide=guide_of(runs[0]) if runs else None,
         budget=by_budget,
         budget_law=budget.law(by_budget, seeds_by_budget(used, width), planned, schedule, pass_steps),
@@ -368,12 +369,33 @@ def seeds_by_budget(used: dict[float, list[Run]], width: float | None) -> list[l
     ]
 
 
-def find_optimum(comparison: Comparison, feasible: dict[float, list[Run]], infeasible: list[float]) -> dict:
-    """The quadratic's vertex over the seeds that every rate has, or over the means where they share none."""
-    ends = [rates.by_seed(feasible[rate], "end") for rate in comparison.rates]
-    common = [seed for seed in ends[0] if all(seed in found for found in ends)]
-    losses = {seed: np.array([found[seed].loss for found in ends]) for seed in common} or {None: comparison.loss}
-    return statistics.optimum(comparison.rates, losses, infeasible, comparison.width)
+def points(used: dict[float, list[Run]], verdicts: dict[str, Verdict]) -> list[Point]:
+    """The counted runs that ended or diverged, as the search for the best rate takes them."""
+    lost = {run.id: verdicts[run.id].behaviour == "diverged" for runs in used.values() for run in runs}
+    return [
+        Point(rate, run.seed or 0, math.inf if lost[run.id] else run.end.loss)
+        for rate, runs in used.items()
+        for run in runs
+        if lost[run.id] or run.end is not None
+    ]
+
+
+def find_optimum(comparison: Comparison, ended: list[Point]) -> dict:
+    """Where the best rate lies, as the search for it says; not where a neighbouring rate is missing or too far.
+
+    left, right: the best rate's neighbours; wall: the right one, if it diverged; reason: why the place is not known.
+    """
+    rates, best = comparison.rates, comparison.rates[comparison.best]
+    left = max((rate for rate in rates if rate < best), default=None)
+    right = min((point.rate for point in ended if point.rate > best), default=None)
+    found = {"identified": False, "reason": None, "tested": len(rates), "left": left, "right": right}
+    found["wall"] = None if right in rates else right
+    if left is None or right is None:
+        return found | {"reason": "edge"}
+    if max(best / left, right / best) > statistics.COARSE:
+        return found | {"reason": "coarse"}
+    rate, low, high, _ = place(ended, comparison.width)
+    return found | {"identified": True, "learning_rate": rate, "n": len(rates), "interval": [low, high]}
 
 
 def advise(comparison: Comparison, feasible: dict[float, list[Run]]) -> Advice | None:

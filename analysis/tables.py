@@ -12,7 +12,19 @@ from html import unescape
 
 from analysis.files import number
 from analysis.headline import guide_settings
-from analysis.words import decimals, html, labels, percent, rate_label, settings, shortened, small, steps
+from analysis.words import (
+    decimals,
+    html,
+    labels,
+    listed,
+    percent,
+    rate_bounds,
+    rate_label,
+    settings,
+    shortened,
+    small,
+    steps,
+)
 
 NONE, BEST = "—", "best"
 EMPTY = (NONE, BEST, "")  # cells that alone make no column
@@ -172,6 +184,18 @@ def between(x: dict) -> str:
 def rate_with_interval(x: dict) -> str:
     low, high = (rate_label(end, 2) for end in x["interval"])
     return f"{rate_label(x['rate'], 2)} [{low}, {high}]"
+
+
+SEARCH: Columns = (
+    ("Round", lambda x, r: x["name"].removeprefix("round-")),
+    ("Asked", lambda x, r: x["asked"] or NONE),
+    ("Rates", lambda x, r: labels(x["rates"]) or NONE),
+    ("Seeds", lambda x, r: listed([str(seed) for seed in x["seeds"]]) or NONE),
+    ("Runs", lambda x, r: str(x["runs"])),
+    ("Device seconds", lambda x, r: decimals(x["device_seconds"], ".0f")),
+    ("Rate to use then", lambda x, r: NONE if x["rate"] is None else rate_label(x["rate"])),
+    ("The best lies in [95 %]", lambda x, r: NONE if x["interval"] is None else rate_bounds(x["interval"])),
+)
 
 
 def guide(x: dict, r: dict) -> str:

@@ -94,6 +94,12 @@ def bounds(pair: list | tuple | None, form: str = ".3f") -> str:
     return "no interval" if pair is None else f"95 % [{decimals(pair[0], form)}, {decimals(pair[1], form)}]"
 
 
+def rate_bounds(pair: list | tuple) -> str:
+    """[1.6e-4, 3.3e-4]; a side beyond the rates that were run is open."""
+    low, high = (rate_label(end, 2) if end and math.isfinite(end) else "open" for end in map(number, pair))
+    return f"[{low}, {high}]"
+
+
 def percent(share: float | None) -> str:
     return "—" if share is None else f"{100 * share:.0f} %"
 

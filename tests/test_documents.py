@@ -13,7 +13,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-CONTRIBUTING, TOUR, UPSTREAM = (ROOT / name for name in ("CONTRIBUTING.md", "docs/how-it-works.md", "docs/upstream.md"))
+PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "docs/how-it-works.md", "docs/upstream.md", "docs/search.md")]
+CONTRIBUTING, TOUR, UPSTREAM, _ = PAGES
 FILE = re.compile(r"`([\w./-]+\.(?:py|md|yaml|txt|jinja|toml|sh|graphql|js|svg)|Makefile|\.ci/run)`")
 FUNCTION = re.compile(r"`([\w.]+)` (?:in|of) `([\w/]+(?:\.py|/))`")  # `name` in `file.py` means a place in the code
 MADE = ("run_data.json", "all_results.json", "report.html", "recipe.yaml")  # what runs and reports write
@@ -34,7 +35,7 @@ def names(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("document", [CONTRIBUTING, TOUR, UPSTREAM], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_file_that_it_names_exists(document):
     named = {name for name in FILE.findall(document.read_text()) if Path(name).name not in MADE}
     linked = {link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", document.read_text()) if "://" not in link}
@@ -42,7 +43,7 @@ def test_every_file_that_it_names_exists(document):
     assert [link for link in linked if link and not (document.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("document", [CONTRIBUTING, TOUR, UPSTREAM], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_function_that_it_names_stands_in_its_file(document):
     places = FUNCTION.findall(document.read_text())
     assert places

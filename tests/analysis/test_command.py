@@ -31,7 +31,7 @@ def test_twice_is_identical_bytes(tmp_path):
     first = contents(tmp_path)
     assert main([str(tmp_path), "--refine"]) == 0
     assert contents(tmp_path) == first
-    assert {"README.md", "all_results.json", "sweep.yaml", *PICTURES} <= {str(path) for path in first}
+    assert {"README.md", "all_results.json", "sweeps/round-1.yaml", *PICTURES} <= {str(path) for path in first}
     assert not [path for path in first if path.suffix == ".part"]
 
 
@@ -79,7 +79,7 @@ def test_a_sweep_with_no_finished_run_is_a_report(tmp_path, capsys):
     out = capsys.readouterr()
     assert "No run has reached its end" in out.out and "No refinement: no run has reached an end." in out.out
     assert "CHECK FAILED: no run missing" in out.err
-    assert not (tmp_path / "sweep.yaml").exists()
+    assert not (tmp_path / "sweeps/round-1.yaml").exists()
 
 
 def test_only_runs_without_a_rate_are_a_report(tmp_path):
@@ -97,12 +97,14 @@ def test_failed_checks_are_loud(tmp_path, capsys):
     assert "> **CHECK FAILED** adapters float32" in (tmp_path / "README.md").read_text()
 
 
-def test_refine_writes_the_next_sweep(tmp_path, capsys):
+def test_refine_says_what_to_run_next(tmp_path, capsys):
     simulate.study(tmp_path, planned=100, examples=20)
     assert main([str(tmp_path), "--refine"]) == 0
-    assert "the best rate so far is 2e-4; 1e-5 is 20 × lower and 1e-3 is 5 × higher" in capsys.readouterr().out
-    sweep = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
-    assert sweep["parameters"]["learning_rate"]["values"] == [1e-4, 4e-4]
+    path = tmp_path / "sweeps/round-1.yaml"
+    assert f"Next: Is 6.3e-5 or 4e-4 better than 2e-4? Its sweep is {path}: wandb sweep" in capsys.readouterr().out
+    sweep = yaml.safe_load(path.read_text())
+    assert sweep["description"] == "Is 6.3e-5 or 4e-4 better than 2e-4?"
+    assert sweep["parameters"] == {"seed": {"value": 0}, "learning_rate": {"values": [6.3e-5, 4e-4]}}
 
 
 def test_a_follow_up_names_the_recipe_as_it_was_used(tmp_path):

@@ -142,7 +142,7 @@ def test_data_of_another_sweep_are_kept_aside(server, sweep, tmp_path):
 
 def test_a_sweep_and_its_refinement_merge(server, sweep, tmp_path):
     assert analyse(server, sweep, "--output", tmp_path, "--refine").returncode == 0
-    rates = yaml.safe_load((tmp_path / "sweep.yaml").read_text())["parameters"]["learning_rate"]["values"]
+    rates = yaml.safe_load((tmp_path / "sweeps/round-1.yaml").read_text())["parameters"]["learning_rate"]["values"]
     second = log(server, dict.fromkeys(rates, "suboptimal"))
     done = analyse(server, sweep, second, "--output", tmp_path)
     found = json.loads((tmp_path / "all_results.json").read_text())

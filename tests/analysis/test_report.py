@@ -386,7 +386,7 @@ def test_one_rate_is_told_to_have_nothing_to_compare():
 def test_all_diverged_is_a_report(tmp_path):
     found = analyse({1e-3: "stopped", 5e-3: "exploding"}, 1)
     assert headline.answer(found).startswith("No rate of this sweep can be used")
-    assert "go left" in page(found, tmp_path)
+    assert "Does a rate below 1e-3 end?" in page(found, tmp_path)
 
 
 def test_no_gain_is_a_report(tmp_path):

@@ -135,7 +135,7 @@ def asked(rates, change=None, **options):
             change(record)
     configs = {follow["name"]: follow["config"]["parameters"] for follow in followups.follow_ups(study(found))}
     return {
-        name: {key: x["values"] for key, x in parameters.items() if (key, x["values"]) != ("seed", [0])}
+        name: {key: x["values"] for key, x in parameters.items() if (key, x) != ("seed", {"value": 0})}
         for name, parameters in configs.items()
     }
 
@@ -168,23 +168,6 @@ def test_no_follow_up_makes_more_than_two_passes_over_the_data():
     assert "steps" not in names({1e-5: "slow", 2e-4: "good"}, two_passes)
     found = followups.follow_ups(study(records({1e-5: "slow", 2e-4: "good"})))
     assert "that makes 1.8 passes over the data" in next(f["why"] for f in found if f["name"] == "steps")
-
-
-@pytest.mark.parametrize(
-    ("rates", "grid"),
-    [
-        ({1e-5: "slow", 2e-4: "good", 1e-3: "suboptimal", 5e-3: "stopped"}, [1e-4, 4e-4]),
-        ({1e-3: "stopped", 5e-3: "stopped"}, [1e-5, 3.2e-5, 1e-4, 3.2e-4]),
-        ({2e-4: "good", 1e-3: "suboptimal"}, [5e-5, 1e-4, 4e-4]),
-        ({1e-4: "suboptimal", 3.2e-4: "good", 1e-3: "suboptimal"}, [1.6e-4, 6.4e-4]),
-        ({1e-4: "suboptimal", 2e-4: "good", 4e-4: "suboptimal"}, [1.4e-4, 2.8e-4]),
-        ({1.6e-4: "suboptimal", 2e-4: "good", 2.4e-4: "suboptimal"}, []),
-        ({2e-4: "suboptimal", 1e-3: "good", 2e-3: "stopped"}, [5e-4, 1.4e-3]),
-        ({2e-4: "cut"}, []),
-    ],
-)
-def test_the_refinement_grid(rates, grid):
-    assert followups.refinement_grid(study(records(rates)))[0] == grid
 
 
 def test_two_sweeps_merge_into_one_study():
