@@ -14,7 +14,6 @@ recipes/guides.yaml, on the same recipe and seeds; the last experiment, if of th
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import math
@@ -26,134 +25,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
 
-import guides
-import inputs
+from agents import TIED, agents, causes, devices, refusals
 from analysis import folder
 from analysis.files import InputError, save
 from analysis.folder import LATEST, OUTPUTS
 from local_server import Server
 from progress import LIVE, Progress, ended, label, varied
+from sweep import WANDB, check_refinable, check_rows, create, of_guides, read, read_yaml, recipe_of, wandb_sweep
 
 LOCAL_DATA = OUTPUTS / "local_wandb"
 ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
-PROJECT = "learning-rate-exploration"  # where neither the sweep nor WANDB_PROJECT names one
 POLL_SECONDS = {"local": 3, "cloud": 15}  # how often the runs' state is read; W&B's cloud limits requests
-END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
-WANDB = [sys.executable, "-m", "wandb"]
-TIED = ["setpriv", "--pdeathsig", "TERM"]  # before a command: it ends when this process is killed
 READ = re.compile(r"^(train \(.*?)\nthe first row;", re.MULTILINE | re.DOTALL)  # what a run says of its data
-ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*|.*?train\.py: .+)$", re.MULTILINE)
-
-
-def read_yaml(path: Path, flag: str) -> dict:
-    try:
-        return inputs.read_yaml(path, flag)
-    except inputs.InputError as error:
-        raise InputError(str(error)) from error
-
-
-def read_sweep(path: Path) -> dict:
-    """The sweep's configuration; InputError for whatever can be known to be wrong before the sweep is created."""
-    sweep = read_yaml(path, "--sweep")
-    if not isinstance(sweep.get("parameters"), dict):
-        raise InputError(f"--sweep {path}: no parameters; see sweep.yaml for the form")
-    for name, parameter in sweep["parameters"].items():
-        values = parameter.get("values", [parameter.get("value")]) if isinstance(parameter, dict) else None
-        if not isinstance(values, list) or not values:
-            raise InputError(f"{path}: {name}: write `values: [...]` or `value: ...`, as in sweep.yaml")
-        for value in (*values, parameter.get("min"), parameter.get("max")):
-            if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
-                raise InputError(f"{path}: {name}: {value} is a string to YAML; write {float(value):.1e}")
-    cap = sweep.get("run_cap")
-    if cap is not None and not (type(cap) is int and cap > 0):
-        raise InputError(f"{path}: run_cap: {cap} must be a whole number from 1 up")
-    if cap is None and sweep.get("method") in ("random", "bayes"):
-        raise InputError(f"{path}: method: {sweep['method']} has no end of its own; add run_cap: N, the number of runs")
-    if (program := sweep.get("program")) and not Path(program).is_file():
-        raise InputError(f"{path}: program: {program}: there is no such file")
-    if (recipe := recipe_of(sweep)) is not None:
-        read_yaml(recipe, f"{path}: --config")
-    check_points(path, sweep)
-    return sweep
-
-
-def check_points(path: Path, sweep: dict) -> None:
-    """Raise InputError for what train.py would refuse, with each value that a parameter takes."""
-    for name in sweep["parameters"]:
-        for arguments in calls(sweep, [name]):
-            try:
-                inputs.check(arguments)
-            except inputs.InputError as error:
-                raise InputError(f"{path}: {error}") from error
-
-
-def check_rows(path: Path, sweep: dict) -> None:
-    """Raise InputError for rows that train.py would refuse."""
-    import data  # here, since it takes a second
-
-    names = [name for name in sweep["parameters"] if name.startswith("dataset_") or name == "assistant_only_loss"]
-    for arguments in calls(sweep, names):
-        try:
-            data.check(arguments)
-        except inputs.InputError as error:
-            raise InputError(f"{path}: {error}") from error
-
-
-def calls(sweep: dict, names: list[str]) -> list[list[str]]:
-    """The arguments that train.py gets with each value of these parameters; none if the sweep runs another program."""
-    words = [str(word) for word in sweep.get("command") or ("${program}", "${args}")]
-    programs = [Path(str(sweep.get("program")) if word == "${program}" else word).name for word in words]
-    if "train.py" not in programs:
-        return []
-    flags = words[programs.index("train.py") + 1 :]
-    parameters = [sweep["parameters"][name] for name in names]
-    found = []
-    for point in itertools.product(*(parameter.get("values", [parameter.get("value")]) for parameter in parameters)):
-        given = [f"--{name}={value}" for name, value in zip(names, point, strict=True) if value is not None]
-        found.append([word for flag in flags for word in (given if flag == "${args}" else [flag])])
-    return found
-
-
-def recipe_of(sweep: dict) -> Path | None:
-    """The recipe that the sweep's command names."""
-    try:
-        return inputs.split([str(word) for word in sweep.get("command") or ()])[0]
-    except inputs.InputError as error:
-        raise InputError(f"command: {error}") from error
-
-
-def check_refinable(name: str, sweep: dict) -> None:
-    """Raise InputError for a sweep in which the search for the best rate would have to choose more than a rate."""
-    if others := [key for key in varied(sweep) if key not in ("learning_rate", "seed")]:
-        raise InputError(f"--refine: {name} varies {others[0]}; give it one `value`, or leave out --refine")
-    if sweep.get("method") != "grid" or "learning_rate" not in sweep["parameters"]:
-        raise InputError(f"--refine: {name} is no grid over learning_rate; sweep.yaml has the form")
-
-
-def sweep_of_guides(sweep: dict) -> dict:
-    """A sweep of the guides that mean something for its model, with the recipe, seeds and constants of this one."""
-    words = [str(word) for word in sweep.get("command") or ()]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model_name_or_path")
-    parser.add_argument("--model_revision", default="main")
-    recipe, flags = inputs.read([word for word in words if not word.startswith("$")])
-    parser.set_defaults(**{key: recipe[key] for key in ("model_name_or_path", "model_revision") if key in recipe})
-    model = parser.parse_known_args(flags)[0]
-    names, refused = guides.applicable(str(model.model_name_or_path), model.model_revision)
-    for line in refused:
-        print(f"left out: {line}", flush=True)
-    kept = {
-        key: spec
-        for key, spec in sweep["parameters"].items()
-        if key == "seed" or ("value" in spec and key not in guides.SETTINGS)
-    }
-    about = {key: sweep[key] for key in ("program", "project", "entity", "metric", "command") if key in sweep}
-    return {"name": "guides", **about, "method": "grid", "parameters": {"guide": {"values": names}} | kept}
 
 
 def last_of_recipe(recipe: Path | None, server: str) -> list[str]:
@@ -166,122 +53,6 @@ def last_of_recipe(recipe: Path | None, server: str) -> list[str]:
     if not same or about["server"] != server:
         return []
     return [about["sweep"], *about.get("rounds", []), *about.get("beside", [])]
-
-
-def create_sweep(path: Path, sweep: dict, server: Server | None) -> str:
-    """`wandb sweep FILE`; returns ENTITY/PROJECT/SWEEP."""
-    project = [] if "project" in sweep or "WANDB_PROJECT" in os.environ else ["--project", PROJECT]
-    name = [] if sweep.get("name") else ["--name", title(sweep)]
-    printed = wandb_sweep([*name, *project, str(path)], server)
-    if found := re.search(r"wandb agent (\S+/\S+/\S+)", printed):
-        return found[1]
-    raise InputError(f"wandb sweep {path}: {last_line(printed)}")
-
-
-def title(sweep: dict) -> str:
-    """What a sweep without a name is called: its model, its data, and what varies."""
-    recipe = recipe_of(sweep)
-    fixed = read_yaml(recipe, "--config") if recipe else {}
-    paths = [Path(str(fixed[key])).parts[-2:] for key in ("model_name_or_path", "dataset_name") if key in fixed]
-    names = ["/".join(part for part in path if part not in ("/", "..")) for path in paths]
-    return f"{', '.join(names)}: {', '.join(varied(sweep))}".removeprefix(": ")
-
-
-def wandb_sweep(arguments: list[str], server: Server | None) -> str:
-    """What `wandb sweep` prints. It asks on while there is no server, so one that dies meanwhile is revived."""
-    command = [*TIED, *WANDB, "sweep", *arguments]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        while process.poll() is None:
-            time.sleep(0.1)
-            if server and not server.serves():
-                server.revive()
-    finally:
-        process.terminate()
-    printed = process.stdout.read()
-    if process.returncode:
-        raise InputError(f"wandb sweep {' '.join(arguments)}: {last_line(printed)}")
-    return printed
-
-
-def last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no answer")
-
-
-def devices() -> list[str]:
-    """The visible GPUs, as CUDA_VISIBLE_DEVICES names them; none on a CPU. (torch would take seconds to say it.)"""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    except FileNotFoundError:
-        return []
-    gpus = re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or not gpus:
-        return gpus
-    names = (name.strip() for name in visible.split(","))
-    # As CUDA does, up to the first name that means none.
-    return list(itertools.takewhile(lambda name: name in gpus or name.startswith(("GPU-", "MIG-")), names))
-
-
-@contextlib.contextmanager
-def agents(sweep: str, output: Path, command: list[str], gpus: list[str], line: int) -> Iterator[list]:
-    """One agent per visible GPU, one on a CPU, each writing to `output`/agent-N.log and holding the server's line."""
-    processes: list[subprocess.Popen] = []
-    # Each has a wandb-core of its own: the one of this process would die with it, and their rows with that.
-    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    try:
-        for index, gpu in enumerate(gpus or [None]):
-            environment = inherited | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
-            with open(output / f"agent-{index}.log", "w") as log:
-                process = subprocess.Popen(
-                    [*TIED, *command, sweep],  # it does not train on with nobody watching
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=[line],
-                )
-            processes.append(process)
-        yield processes
-    finally:
-        if any(process.poll() is None for process in processes):
-            print("\nstopping; the runs send their last rows (Ctrl-C again gives these up)", file=sys.stderr)
-        try:
-            for process in processes:
-                # Both kinds of agent let their runs finish the upload first; one that was killed may have left its run.
-                left = session(process.pid)
-                send(signal.SIGTERM, [pid for pid, parent in left.items() if parent not in left])
-            deadline = time.monotonic() + END_SECONDS
-            while any(process.poll() is None or session(process.pid) for process in processes):
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-                time.sleep(0.2)
-        except (TimeoutError, KeyboardInterrupt, SystemExit):
-            print("killed; rows that had not been sent are lost", file=sys.stderr)
-            for process in processes:
-                send(signal.SIGKILL, session(process.pid))
-
-
-def send(number: int, processes: Iterable[int]) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
-
-
-def session(leader: int) -> dict[int, int]:
-    """What an agent has started and still works, and each one's parent: its session, and the wandb-core of each."""
-    parents, found = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            state, parent, _, number = stat.read_text().rpartition(")")[2].split()[:4]
-            if state != "Z":
-                parents[int(stat.parent.name)] = int(parent)
-                if int(number) == leader:
-                    found[int(stat.parent.name)] = int(parent)
-    return found | {pid: parent for pid, parent in parents.items() if parent in found}
 
 
 def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
@@ -345,39 +116,12 @@ def broken(runs: list[dict], total: int | None, sweep: dict) -> list[str]:
     return lines + ([f"{total - len(runs)} runs of {total} are missing"] if total and total > len(runs) else [])
 
 
-def refusals(output: Path, processes: list[subprocess.Popen]) -> list[str]:
-    """The one-line messages with which train.py or the gang refused its input, without repeats."""
-    messages = []
-    for index, process in enumerate(processes):
-        log = (output / f"agent-{index}.log").read_text(errors="replace")
-        messages += re.findall(r"^.*?(train\.py: .*)$", log, re.MULTILINE)
-        messages += re.findall(r"^gang: .*$", log, re.MULTILINE)[-1:] if process.returncode == 2 else []
-    return list(dict.fromkeys(messages))
-
-
-def causes(output: Path, processes: list[subprocess.Popen]) -> list[str]:
-    """For each agent that failed, or in whose log a run did: the last line that says why, and where to read on."""
-    lines = []
-    for index, process in enumerate(processes):
-        path = output / f"agent-{index}.log"
-        log = path.read_text(errors="replace")
-        found = ERROR.findall(log)
-        if process.returncode < 0:
-            killed = signal.Signals(-process.returncode).name
-            hint = ", as the system does when memory runs out" if killed == "SIGKILL" else ""
-            lines.append(f"agent {index} was ended by {killed}{hint} (its log: {path})")
-        elif process.returncode or found:
-            code = f"ended with exit code {process.returncode}" if process.returncode else "went on after a failure"
-            lines.append(f"agent {index} {code}: {(found or [last_line(log)])[-1].strip()} (all of it: {path})")
-    return lines
-
-
 class Experiment:
     """A sweep, new or resumed, and its output folder."""
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.sweep, self.output = options, None, options.output
-        self.config = None if options.resume else read_sweep(options.sweep)
+        self.config = None if options.resume else read(options.sweep)
         self.report: Report | None = None
         self.beside: list[str] = []  # sweeps that join the report
         self.rounds: list[str] = []  # sweeps of the search for the best rate
@@ -385,7 +129,7 @@ class Experiment:
         if options.refine and self.config:
             check_refinable(str(options.sweep), self.config)
         if options.guides:
-            self.config = sweep_of_guides(self.config)
+            self.config = of_guides(self.config)
             self.beside = last_of_recipe(recipe_of(self.config), options.server)
         if options.resume:
             self.sweep, self.output = remembered(options)
@@ -427,7 +171,7 @@ class Experiment:
         self.remember()
         again = bool(self.options.resume)
         while (code := self.train(api, server, again)) == 0 and self.refine and (path := self.next_round()):
-            self.rounds.append(create_sweep(path, read_yaml(path, "--refine"), server))
+            self.rounds.append(create(path, read_yaml(path, "--refine"), server))
             self.remember()
             again = False
         if self.options.server == "local":
@@ -488,11 +232,11 @@ class Experiment:
     def create(self, server: Server | None) -> str:
         """The sweep of the file, or one of the guides, whose file the report keeps."""
         if not self.options.guides:
-            return create_sweep(self.options.sweep, self.config, server)
+            return create(self.options.sweep, self.config, server)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "guides.yaml")
             path.write_text(yaml.safe_dump(self.config, sort_keys=False))
-            return create_sweep(path, self.config, server)
+            return create(path, self.config, server)
 
     def agent(self, total: int | None, count: int) -> list[str]:
         if self.options.one_by_one or (total is not None and total <= count):

@@ -105,8 +105,8 @@ def next_round(points: Sequence[Point], budget: int, epsilon: float, noise: floa
     if len(left) == 1:
         return decide(best, found, f"Every other rate is worse by clearly more than {decimals(epsilon)}.")
     if basin(left, losses, epsilon, noise) == "in":
-        others = labels(left[1:], "or")
-        return decide(best, found, f"Over seeds it costs less than {decimals(epsilon)} above {others}, with 95 %.")
+        above = f"less than {decimals(epsilon)} above {labels(left[1:], 'or')}"
+        return decide(best, found, f"Over seeds {rate_label(best)} costs {above}, with 95 %.")
     return more_seeds(left, losses, budget) or decide(best, found, "The budget ends before seeds decide.")
 
 

@@ -8,8 +8,8 @@ WIDTH, HEIGHT, ROW, BOX = 980, 46, 78, {"files": 180, "programs": 280, "server":
 # Each stop: its number, lane and row, what it is, and where.
 STOPS = (
     (1, "files", 0, "learning_rate: 2.0e-4", "sweep.yaml"),
-    (1, "programs", 0, "read_sweep", "experiment.py"),
-    (2, "programs", 1, "create_sweep", "experiment.py"),
+    (1, "programs", 0, "read", "sweep.py"),
+    (2, "programs", 1, "create", "sweep.py"),
     (2, "server", 1, "upsert_sweep", "local_wandb/sweeps.py"),
     (3, "programs", 2, "Sweep.claim", "gang/agent.py"),
     (3, "server", 2, "agent_heartbeat", "local_wandb/sweeps.py"),

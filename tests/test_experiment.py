@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 import experiment as experiment_module
+import sweep as sweep_module
+from agents import devices
 from analysis.files import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -128,16 +130,16 @@ def test_a_bad_sweep_file_is_named(content, message, tmp_path, monkeypatch):
     path = tmp_path / "sweep.yaml"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
-        experiment_module.read_sweep(path)
+        sweep_module.read(path)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_sweeps_of_the_project_can_be_read(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert experiment_module.read_sweep(Path("sweep.yaml"))["project"] == experiment_module.PROJECT
+    assert sweep_module.read(Path("sweep.yaml"))["project"] == sweep_module.PROJECT
     few = tmp_path / "sweep.yaml"
     few.write_text("rates: &rates [1.0e-5, 1.0e-4]\nparameters: {learning_rate: {values: *rates}}\n")
-    assert experiment_module.read_sweep(few)["parameters"]["learning_rate"]["values"] == [1.0e-5, 1.0e-4]
+    assert sweep_module.read(few)["parameters"]["learning_rate"]["values"] == [1.0e-5, 1.0e-4]
 
 
 def test_a_wrong_file_name_is_one_line_and_imports_nothing_slow(experiment, checkout, tmp_path):
@@ -203,10 +205,10 @@ def test_gpus_are_counted_as_cuda_does(visible, expected, tmp_path, monkeypatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert experiment_module.devices() == expected
+    assert devices() == expected
 
 
 def test_there_are_no_gpus_where_the_driver_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert experiment_module.devices() == []
+    assert devices() == []

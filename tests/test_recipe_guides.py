@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import experiment as experiment_module
 import guides
 from inputs import InputError
 from settings import parse
+from sweep import of_guides
 
 ROOT = Path(__file__).parent.parent
 STARTER = ["--config", str(ROOT / "recipes/starter.yaml"), "--model_name_or_path", str(ROOT / "starter/model")]
@@ -85,7 +85,7 @@ def test_what_a_guide_cannot_mean_is_refused(flags, message):
 def test_the_sweep_of_guides_keeps_recipe_seeds_and_constants():
     sweep = yaml.safe_load((ROOT / "sweep.yaml").read_text())
     sweep["parameters"] |= {"seed": {"values": [0, 1]}, "max_steps": {"value": 5}, "lora_r": {"values": [8, 16]}}
-    made = experiment_module.sweep_of_guides(sweep)
+    made = of_guides(sweep)
     assert made["parameters"].pop("guide") == {"values": guides.applicable(str(ROOT / "starter/model"))[0]}
     assert made["parameters"] == {"seed": {"values": [0, 1]}, "max_steps": {"value": 5}}
     assert (made["command"], made["method"], made["metric"]) == (sweep["command"], "grid", sweep["metric"])

@@ -59,7 +59,7 @@ def test_rates_beside_the_best_come_first_then_seeds_for_what_is_left():
     assert (first.rates, first.seeds) == ((5e-4, 2e-3), (0,))
     assert first.asked == "Is 5e-4 or 2e-3 better than 1e-3?"
     assert any(len(one.seeds) > 1 and len(one.rates) in (2, 3) for one in others)
-    assert found.why == "Over seeds it costs less than 0.030 above 3.2e-4 or 1e-3, with 95 %."
+    assert found.why == "Over seeds 5e-4 costs less than 0.030 above 3.2e-4 or 1e-3, with 95 %."
     assert (found.rate, found.low < 6e-4 < found.high) == (5e-4, True)
 
 

@@ -1,0 +1,164 @@
+"""What stands in sweep.yaml: read, checked before anything is made, and created as `wandb sweep` does."""
+
+import argparse
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import guides
+import inputs
+from agents import TIED, last_line
+from analysis.files import InputError
+from local_server import Server
+from progress import varied
+
+PROJECT = "learning-rate-exploration"  # where neither the sweep nor WANDB_PROJECT names one
+WANDB = [sys.executable, "-m", "wandb"]
+
+
+def read_yaml(path: Path, flag: str) -> dict:
+    try:
+        return inputs.read_yaml(path, flag)
+    except inputs.InputError as error:
+        raise InputError(str(error)) from error
+
+
+def read(path: Path) -> dict:
+    """The sweep's configuration; InputError for whatever can be known to be wrong before the sweep is created."""
+    sweep = read_yaml(path, "--sweep")
+    if not isinstance(sweep.get("parameters"), dict):
+        raise InputError(f"--sweep {path}: no parameters; see sweep.yaml for the form")
+    for name, parameter in sweep["parameters"].items():
+        values = parameter.get("values", [parameter.get("value")]) if isinstance(parameter, dict) else None
+        if not isinstance(values, list) or not values:
+            raise InputError(f"{path}: {name}: write `values: [...]` or `value: ...`, as in sweep.yaml")
+        for value in (*values, parameter.get("min"), parameter.get("max")):
+            if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
+                raise InputError(f"{path}: {name}: {value} is a string to YAML; write {float(value):.1e}")
+    cap = sweep.get("run_cap")
+    if cap is not None and not (type(cap) is int and cap > 0):
+        raise InputError(f"{path}: run_cap: {cap} must be a whole number from 1 up")
+    if cap is None and sweep.get("method") in ("random", "bayes"):
+        raise InputError(f"{path}: method: {sweep['method']} has no end of its own; add run_cap: N, the number of runs")
+    if (program := sweep.get("program")) and not Path(program).is_file():
+        raise InputError(f"{path}: program: {program}: there is no such file")
+    if (recipe := recipe_of(sweep)) is not None:
+        read_yaml(recipe, f"{path}: --config")
+    check_points(path, sweep)
+    return sweep
+
+
+def check_points(path: Path, sweep: dict) -> None:
+    """Raise InputError for what train.py would refuse, with each value that a parameter takes."""
+    for name in sweep["parameters"]:
+        for arguments in calls(sweep, [name]):
+            try:
+                inputs.check(arguments)
+            except inputs.InputError as error:
+                raise InputError(f"{path}: {error}") from error
+
+
+def check_rows(path: Path, sweep: dict) -> None:
+    """Raise InputError for rows that train.py would refuse."""
+    import data  # here, since it takes a second
+
+    names = [name for name in sweep["parameters"] if name.startswith("dataset_") or name == "assistant_only_loss"]
+    for arguments in calls(sweep, names):
+        try:
+            data.check(arguments)
+        except inputs.InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def calls(sweep: dict, names: list[str]) -> list[list[str]]:
+    """The arguments that train.py gets with each value of these parameters; none if the sweep runs another program."""
+    words = [str(word) for word in sweep.get("command") or ("${program}", "${args}")]
+    programs = [Path(str(sweep.get("program")) if word == "${program}" else word).name for word in words]
+    if "train.py" not in programs:
+        return []
+    flags = words[programs.index("train.py") + 1 :]
+    parameters = [sweep["parameters"][name] for name in names]
+    found = []
+    for point in itertools.product(*(parameter.get("values", [parameter.get("value")]) for parameter in parameters)):
+        given = [f"--{name}={value}" for name, value in zip(names, point, strict=True) if value is not None]
+        found.append([word for flag in flags for word in (given if flag == "${args}" else [flag])])
+    return found
+
+
+def recipe_of(sweep: dict) -> Path | None:
+    """The recipe that the sweep's command names."""
+    try:
+        return inputs.split([str(word) for word in sweep.get("command") or ()])[0]
+    except inputs.InputError as error:
+        raise InputError(f"command: {error}") from error
+
+
+def check_refinable(name: str, sweep: dict) -> None:
+    """Raise InputError for a sweep in which the search for the best rate would have to choose more than a rate."""
+    if others := [key for key in varied(sweep) if key not in ("learning_rate", "seed")]:
+        raise InputError(f"--refine: {name} varies {others[0]}; give it one `value`, or leave out --refine")
+    if sweep.get("method") != "grid" or "learning_rate" not in sweep["parameters"]:
+        raise InputError(f"--refine: {name} is no grid over learning_rate; sweep.yaml has the form")
+
+
+def of_guides(sweep: dict) -> dict:
+    """A sweep of the guides that mean something for its model, with the recipe, seeds and constants of this one."""
+    words = [str(word) for word in sweep.get("command") or ()]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model_name_or_path")
+    parser.add_argument("--model_revision", default="main")
+    recipe, flags = inputs.read([word for word in words if not word.startswith("$")])
+    parser.set_defaults(**{key: recipe[key] for key in ("model_name_or_path", "model_revision") if key in recipe})
+    model = parser.parse_known_args(flags)[0]
+    names, refused = guides.applicable(str(model.model_name_or_path), model.model_revision)
+    for line in refused:
+        print(f"left out: {line}", flush=True)
+    kept = {
+        key: spec
+        for key, spec in sweep["parameters"].items()
+        if key == "seed" or ("value" in spec and key not in guides.SETTINGS)
+    }
+    about = {key: sweep[key] for key in ("program", "project", "entity", "metric", "command") if key in sweep}
+    return {"name": "guides", **about, "method": "grid", "parameters": {"guide": {"values": names}} | kept}
+
+
+def create(path: Path, sweep: dict, server: Server | None) -> str:
+    """`wandb sweep FILE`; returns ENTITY/PROJECT/SWEEP."""
+    project = [] if "project" in sweep or "WANDB_PROJECT" in os.environ else ["--project", PROJECT]
+    name = [] if sweep.get("name") else ["--name", title(sweep)]
+    printed = wandb_sweep([*name, *project, str(path)], server)
+    if found := re.search(r"wandb agent (\S+/\S+/\S+)", printed):
+        return found[1]
+    raise InputError(f"wandb sweep {path}: {last_line(printed)}")
+
+
+def title(sweep: dict) -> str:
+    """What a sweep without a name is called: its model, its data, and what varies."""
+    recipe = recipe_of(sweep)
+    fixed = read_yaml(recipe, "--config") if recipe else {}
+    paths = [Path(str(fixed[key])).parts[-2:] for key in ("model_name_or_path", "dataset_name") if key in fixed]
+    names = ["/".join(part for part in path if part not in ("/", "..")) for path in paths]
+    return f"{', '.join(names)}: {', '.join(varied(sweep))}".removeprefix(": ")
+
+
+def wandb_sweep(arguments: list[str], server: Server | None) -> str:
+    """What `wandb sweep` prints. It asks on while there is no server, so one that dies meanwhile is revived."""
+    command = [*TIED, *WANDB, "sweep", *arguments]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        while process.poll() is None:
+            time.sleep(0.1)
+            if server and not server.serves():
+                server.revive()
+    finally:
+        process.terminate()
+    printed = process.stdout.read()
+    if process.returncode:
+        raise InputError(f"wandb sweep {' '.join(arguments)}: {last_line(printed)}")
+    return printed
