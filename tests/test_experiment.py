@@ -1,20 +1,15 @@
 """The whole flow with W&B's own client against local_wandb: sweep, agent, train.py, analysis."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
 import experiment as experiment_module
-import sweep as sweep_module
-from agents import devices
-from analysis.files import InputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,59 +84,6 @@ def test_the_flows_of_the_readme(flow, tiny_sweep, server, checkout, tmp_path):
     assert len(run["files"]["generations.json"]) == 5
 
 
-RATES = "parameters: {learning_rate: {values: [1.0e-5]}}\n"
-TRAIN = "program: train.py\ncommand: [python, '${program}', --config, recipes/starter.yaml, '${args}']\n"
-NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for before, letter in pairwise("abcdefghi"))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("parameters: {learning_rate: {values: [1e-5]}}", "learning_rate: 1e-5 is a string to YAML; write 1.0e-05"),
-        ("parameters: {learning_rate: {value: 1e-5}}", "learning_rate: 1e-5 is a string to YAML; write 1.0e-05"),
-        ("parameters: {learning_rate: [1.0e-5]}", "learning_rate: write `values: [...]`"),
-        ("parameters: {learning_rate: {values: null}}", "learning_rate: write `values: [...]`"),
-        (TRAIN + "parameters: {learning_rate: {values: [1.0e-5, 0]}}", "learning_rate: 0 cannot be"),
-        (TRAIN + "parameters: {learning_rate: {values: [-1.0e-5]}}", "learning_rate: -1e-05 cannot be"),
-        (TRAIN + "parameters: {learning_rate: {values: [.inf]}}", "learning_rate: inf is not a finite number"),
-        (TRAIN + "parameters: {learning_rate: {values: [.nan]}}", "learning_rate: nan is not a finite number"),
-        (TRAIN + "parameters: {max_steps: {values: [10, 0]}}", "max_steps: 0 trains nothing"),
-        (TRAIN + "parameters: {model_name_or_path: {values: [./no]}}", "model_name_or_path ./no: no such folder"),
-        ("program: train.py\n" + RATES, "model_name_or_path and dataset_name are needed"),
-        (RATES + "run_cap: two", "run_cap: two must be a whole number"),
-        (RATES + "run_cap: 0", "run_cap: 0 must be a whole number"),
-        (RATES + "method: random", "method: random has no end of its own; add run_cap"),
-        (RATES + "program: trian.py", "program: trian.py: there is no such file"),
-        (RATES + "command: [x, --config, no.yaml]", "--config no.yaml: No such file"),
-        (RATES + "command: [x, --config=no.yaml]", "--config no.yaml: No such file"),
-        (RATES + "command: [x, --config, README.md]", "--config README.md: "),
-        ("- 1", "expected `key: value` lines"),
-        ("", "expected `key: value` lines"),
-        ("a: 1", "no parameters"),
-        ("a: [", "while parsing a flow node"),
-        ("a: &a [1]\n" + NINE, "its aliases (*name) stand for more than 100,000 values"),
-        ("a: &a [*a]", "its aliases (*name) stand for more than 100,000 values"),
-        ("a: " + "[" * 5000, "recursion"),
-        ("a: " + "1" * 100_000, "100,003 bytes; the most is 100,000"),
-    ],
-)
-def test_a_bad_sweep_file_is_named(content, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    path = tmp_path / "sweep.yaml"
-    path.write_text(content)
-    with pytest.raises(InputError) as caught:
-        sweep_module.read(path)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_the_sweeps_of_the_project_can_be_read(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert sweep_module.read(Path("sweep.yaml"))["project"] == sweep_module.PROJECT
-    few = tmp_path / "sweep.yaml"
-    few.write_text("rates: &rates [1.0e-5, 1.0e-4]\nparameters: {learning_rate: {values: *rates}}\n")
-    assert sweep_module.read(few)["parameters"]["learning_rate"]["values"] == [1.0e-5, 1.0e-4]
-
-
 def test_a_wrong_file_name_is_one_line_and_imports_nothing_slow(experiment, checkout, tmp_path):
     result = experiment("--sweep", "no.yaml")
     assert result.returncode == 2
@@ -191,24 +133,3 @@ def test_nothing_to_resume_is_named(experiment):
     result = experiment("--resume")
     assert result.returncode == 2 and "--resume: no experiment at outputs/latest" in result.stderr
     assert len(result.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("visible", "expected"),
-    [(None, ["0", "1", "2"]), ("", []), ("2,0", ["2", "0"]), ("1,-1,0", ["1"]), ("0,7,1", ["0"]), ("GPU-a", ["GPU-a"])],
-)
-def test_gpus_are_counted_as_cuda_does(visible, expected, tmp_path, monkeypatch):
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text('#!/bin/sh\nfor i in 0 1 2; do echo "GPU $i: NVIDIA H100 (UUID: GPU-$i)"; done\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert devices() == expected
-
-
-def test_there_are_no_gpus_where_the_driver_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert devices() == []

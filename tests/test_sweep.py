@@ -1,0 +1,63 @@
+"""sweep.yaml as it is read: what the project has passes, and each mistake is named before anything is made."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import sweep
+from analysis.files import InputError
+
+ROOT = Path(__file__).parent.parent
+
+RATES = "parameters: {learning_rate: {values: [1.0e-5]}}\n"
+TRAIN = "program: train.py\ncommand: [python, '${program}', --config, recipes/starter.yaml, '${args}']\n"
+NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for before, letter in pairwise("abcdefghi"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("parameters: {learning_rate: {values: [1e-5]}}", "learning_rate: 1e-5 is a string to YAML; write 1.0e-05"),
+        ("parameters: {learning_rate: {value: 1e-5}}", "learning_rate: 1e-5 is a string to YAML; write 1.0e-05"),
+        ("parameters: {learning_rate: [1.0e-5]}", "learning_rate: write `values: [...]`"),
+        ("parameters: {learning_rate: {values: null}}", "learning_rate: write `values: [...]`"),
+        (TRAIN + "parameters: {learning_rate: {values: [1.0e-5, 0]}}", "learning_rate: 0 cannot be"),
+        (TRAIN + "parameters: {learning_rate: {values: [-1.0e-5]}}", "learning_rate: -1e-05 cannot be"),
+        (TRAIN + "parameters: {learning_rate: {values: [.inf]}}", "learning_rate: inf is not a finite number"),
+        (TRAIN + "parameters: {learning_rate: {values: [.nan]}}", "learning_rate: nan is not a finite number"),
+        (TRAIN + "parameters: {max_steps: {values: [10, 0]}}", "max_steps: 0 trains nothing"),
+        (TRAIN + "parameters: {model_name_or_path: {values: [./no]}}", "model_name_or_path ./no: no such folder"),
+        ("program: train.py\n" + RATES, "model_name_or_path and dataset_name are needed"),
+        (RATES + "run_cap: two", "run_cap: two must be a whole number"),
+        (RATES + "run_cap: 0", "run_cap: 0 must be a whole number"),
+        (RATES + "method: random", "method: random has no end of its own; add run_cap"),
+        (RATES + "program: trian.py", "program: trian.py: there is no such file"),
+        (RATES + "command: [x, --config, no.yaml]", "--config no.yaml: No such file"),
+        (RATES + "command: [x, --config=no.yaml]", "--config no.yaml: No such file"),
+        (RATES + "command: [x, --config, README.md]", "--config README.md: "),
+        ("- 1", "expected `key: value` lines"),
+        ("", "expected `key: value` lines"),
+        ("a: 1", "no parameters"),
+        ("a: [", "while parsing a flow node"),
+        ("a: &a [1]\n" + NINE, "its aliases (*name) stand for more than 100,000 values"),
+        ("a: &a [*a]", "its aliases (*name) stand for more than 100,000 values"),
+        ("a: " + "[" * 5000, "recursion"),
+        ("a: " + "1" * 100_000, "100,003 bytes; the most is 100,000"),
+    ],
+)
+def test_a_bad_sweep_file_is_named(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        sweep.read(path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_sweeps_of_the_project_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert sweep.read(Path("sweep.yaml"))["project"] == sweep.PROJECT
+    few = tmp_path / "sweep.yaml"
+    few.write_text("rates: &rates [1.0e-5, 1.0e-4]\nparameters: {learning_rate: {values: *rates}}\n")
+    assert sweep.read(few)["parameters"]["learning_rate"]["values"] == [1.0e-5, 1.0e-4]
