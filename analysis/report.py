@@ -228,15 +228,15 @@ def budget_law(r: dict) -> str:
     last = [x for x in law["for"] if x["run"]][-1]
     covers = f"{plural(law['seeds'], 'seed')} and the line" if law["seeds"] > 1 else "the line alone, one seed"
     found = [
-        f"For N steps use about {rate_label(last['rate'])} · (N/{last['steps']})^{decimals(law['power'], '.2f')}: a "
+        f"For N steps use about {rate_label(last['rate'], 2)} · (N/{last['steps']})^{decimals(law['power'], '.2f')}: a "
         f"line through the parabolas of {len(steps)} budgets of {steps[0]} to {steps[-1]} steps. At {last['steps']} "
         f"steps {tables.rate_with_interval(last)}, over {covers}."
     ]
     check, beyond = law["check"], [x for x in law["for"] if not x["run"]]
     if check:
         found.append(
-            f"From {check['from']} steps and less it would have said {rate_label(check['said'])} for {check['steps']}, "
-            f"where the parabola has {rate_label(check['is'])}."
+            f"From {check['from']} steps and less it would have said {rate_label(check['said'], 2)} for "
+            f"{check['steps']}, where the parabola has {rate_label(check['is'], 2)}."
         )
     if beyond:
         found.append(f"For {beyond[0]['steps']} steps, which nobody ran: {tables.rate_with_interval(beyond[0])}.")
