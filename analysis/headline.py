@@ -207,7 +207,7 @@ def ties(r: dict, advice: dict) -> list[str]:
     names, best = labels([x["learning_rate"] for x in rows]), rate_label(advice["rate"])
     where = f"{names} ends {gap} above" if len(rows) == 1 else f"They end within {gap} of"  # named before
     unsettled = any(x["basin"]["verdict"] != "in" for x in rows)
-    doubt = f", though {seeds_do(r)} not settle it" if unsettled else ""
+    doubt = f", though {seeds_do({x['n'] for x in rows})} not settle it" if unsettled else ""
     return [f"{where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}."]
 
 
@@ -327,23 +327,28 @@ def elsewhere(r: dict) -> list[str]:
     ]
 
 
-def seeds_do(r: dict) -> str:
-    return f"{in_words(r['seeds'])} {'seed does' if r['seeds'] == 1 else 'seeds do'}"
+def seeds_do(counts: set[int]) -> str:
+    """One seed does, three seeds do, one to three seeds do."""
+    few, many = min(counts), max(counts)
+    if few < many:
+        return f"{in_words(few)} to {in_words(many)} seeds do"
+    return f"{in_words(few)} {'seed does' if few == 1 else 'seeds do'}"
 
 
 def left_open(r: dict) -> list[str]:
     """What the seeds do not settle: whether a price that was named matters, and with one of them how they vary."""
     named = [x for rows in either_side(r) for x in rows if x["basin"]["verdict"] == "undecided"]
-    rates = sorted(x["learning_rate"] for x in named if x["difference"]["end"])
-    parts = []
-    if rates:
-        verb, width = "costs" if len(rates) == 1 else "cost", decimals(r["basin"]["width"])
-        parts.append(f"whether {labels(rates)} {verb} more than matters ({width})")
-    parts += ["how much seeds vary"] if r["seeds"] == 1 else []
-    if r["seeds"] == 1 and not rates:
-        return ["One seed: how much seeds vary is unknown."]
-    words = f"{seeds_do(r)} not settle {', nor '.join(parts)}."
-    return [words[0].upper() + words[1:]] if parts else []
+    named = [x for x in named if x["difference"]["end"]]
+    rates, alone = sorted(x["learning_rate"] for x in named), r["seeds"] == 1
+    if not rates:
+        return ["One seed: how much seeds vary is unknown."] if alone else []
+    counts = {x["n"] for x in named}
+    at, who = "", labels(rates)
+    if counts != {r["seeds"]}:
+        at, who = f"at {who} ", "it" if len(rates) == 1 else "they"
+    what = f"{who} {'costs' if len(rates) == 1 else 'cost'} more than matters ({decimals(r['basin']['width'])})"
+    words = f"{at}{seeds_do(counts)} not settle whether {what}{', nor how much seeds vary' if alone else ''}."
+    return [words[0].upper() + words[1:]]
 
 
 def basis(r: dict) -> str:
@@ -351,7 +356,10 @@ def basis(r: dict) -> str:
     if r["basin"] is None or r["side_by_side"]:
         return ""
     examples = eval_set(r)
-    seeds = "one seed" if r["seeds"] == 1 else f"mean of {r['seeds']} seeds"
+    counts = {x["n"] for x in r["rates"]}
+    seeds = (
+        "one seed" if counts == {1} else f"mean of {' to '.join(map(str, sorted({min(counts), max(counts)})))} seeds"
+    )
     return (
         f"Eval loss in nats per answer token (0.1 more is 11 % more perplexity), {seeds}"
         f"{f' over {examples}' if examples else ''}; untrained {decimals(r['base_loss'], '.2f')}. "
