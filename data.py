@@ -55,7 +55,8 @@ def check(arguments: list[str]) -> None:
     known = {action.dest for action in parser._actions}
     parser.set_defaults(**{key: value for key, value in recipe.items() if key in known})
     rows = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)[0]
-    disable_progress_bars()
+    if Path(rows.dataset_name) == BUILT_IN or Path(rows.dataset_name).exists():
+        disable_progress_bars()  # what comes from the Hub may take long
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what is wrong is said once
     load_splits(rows, rows.assistant_only_loss)
 
