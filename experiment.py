@@ -213,11 +213,11 @@ class Experiment:
 
     def next_round(self) -> Path | None:
         """The file of the search's next round, or None if it is over; says what it asks, or why it stops."""
-        from analysis import followups, refinement, runs, search, study
+        from analysis import followups, refinement, rounds, runs, study
 
         known = study.build(*runs.load(self.output))
-        left = search.budget_left(known, self.budget)
-        found = search.following(known, left)
+        left = rounds.budget_left(known, self.budget)
+        found = rounds.following(known, left)
         if not isinstance(found, refinement.Round):
             print(f"search: {found.why if found else 'No run has reached an end.'}")
             return None

@@ -16,7 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it in silence, in the imports below too; no file is torn
 
-from analysis import folder, followups, headline, report, search
+from analysis import folder, followups, headline, report, rounds
 from analysis.files import InputError, save, to_json
 from analysis.refinement import Decision
 from analysis.results import results
@@ -90,7 +90,7 @@ def merge_into(output: Path | None, directories: list[Path]) -> Path:
 
 def refine(study: Study, directory: Path) -> None:
     """Say which sweep to run next, which is among the follow-ups, or why there is none."""
-    found = search.following(study)
+    found = rounds.following(study)
     if found is None:
         print("No refinement: no run has reached an end.")
     elif isinstance(found, Decision):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from analysis import search
+from analysis import rounds
 from analysis.behaviour import onset
 from analysis.files import save
 from analysis.folder import RECIPE, shown
@@ -59,7 +59,7 @@ def passes(study: Study, steps: float, batch: float = 1.0) -> tuple[bool, str]:
 
 def round_of(study: Study, found: Round) -> dict:
     """The next round of the search as a sweep; its description is what it asks."""
-    name = f"round-{len(search.rounds(study)) + 1}"
+    name = f"round-{len(rounds.made(study)) + 1}"
     sweep = config(study, name, learning_rate=list(found.rates))
     seeds = list(found.seeds)
     sweep["parameters"]["seed"] = {"values": seeds} if len(seeds) > 1 else {"value": seeds[0]}
@@ -67,10 +67,10 @@ def round_of(study: Study, found: Round) -> dict:
 
 
 def refinement(study: Study) -> dict | None:
-    found = search.following(study)
+    found = rounds.following(study)
     if not isinstance(found, Round):
         return None
-    best = search.chosen(study, study.points)
+    best = rounds.chosen(study, study.points)
     so_far = "no rate has ended" if best is None else f"{rate_label(best)} is the rate to use so far"
     sweep = round_of(study, found)
     return {"name": sweep["name"], "question": found.asked, "why": so_far, "config": sweep}
@@ -155,7 +155,7 @@ def sweep_file(name: str) -> str:
 
 def file_of(sweep: dict) -> str:
     """The file of an analysed sweep: of its id, or of its round."""
-    return sweep_file(sweep["config"]["name"] if search.number_of(sweep) else sweep["id"])
+    return sweep_file(sweep["config"]["name"] if rounds.number_of(sweep) else sweep["id"])
 
 
 def write(study: Study, directory: Path) -> None:

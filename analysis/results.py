@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from analysis import search
+from analysis import rounds
 from analysis.behaviour import onset
 from analysis.checks import checks
 from analysis.controls import control
@@ -37,7 +37,7 @@ def results(study: Study) -> dict:
         "basin": basin(study),
         "advice": None if study.advice is None else asdict(study.advice) | {"rise": estimate(study.advice.rise)},
         "optimum": study.optimum,
-        "search": search.story(study),
+        "search": rounds.story(study),
         "adapter": adapter(study),
         "rates": [rate_row(study, row) for row in study.rows],
         "budget": study.budget,

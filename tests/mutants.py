@@ -98,6 +98,8 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "analysis/statistics.py": ["tests/analysis/test_statistics.py", *REPORT],
         "analysis/pull.py": ["tests/analysis/test_pull.py"],
         **{f"analysis/{name}.py": ["tests/analysis/test_command.py"] for name in ("__main__", "files", "folder")},
+        "analysis/refinement.py": ["tests/analysis/test_refinement.py"],
+        "analysis/rounds.py": ["tests/analysis/test_rounds.py"],
         **{f"analysis/{name}.py": REPORT for name in STUDY_FILES},
         "analysis/report.py": [*REPORT, "tests/analysis/test_budget.py", "tests/analysis/test_guides.py"],
     },

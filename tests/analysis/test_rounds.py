@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis import followups, headline, report, search, study
+from analysis import followups, headline, report, rounds, study
 from analysis.files import number
 from analysis.refinement import Decision, Round
 from analysis.results import results
@@ -38,7 +38,7 @@ SECOND = round_of(2, {5e-4: 0.1, 1e-3: 0.0}, "Over more seeds, is 1e-3 or 5e-4 b
 
 
 def test_a_grid_alone_has_no_story():
-    assert search.story(searched()) is None
+    assert rounds.story(searched()) is None
     found = results(searched())
     assert report.search(found) == "" and "Run or not" not in headline.answer(found)
 
@@ -64,25 +64,25 @@ def test_the_report_places_the_best_rate_where_the_search_does():
 
 
 def test_what_is_left_of_the_budget():
-    assert [search.budget_left(searched(*rounds), None) for rounds in ((), (FIRST,), (FIRST, SECOND))] == [3, 1, -3]
-    assert search.budget_left(searched(FIRST), 12) == 10
+    assert [rounds.budget_left(searched(*some), None) for some in ((), (FIRST,), (FIRST, SECOND))] == [3, 1, -3]
+    assert rounds.budget_left(searched(FIRST), 12) == 10
 
 
 def test_the_next_round_is_a_sweep_and_a_follow_up():
     known = searched()
-    found = search.following(known, 1)
+    found = rounds.following(known, 1)
     assert isinstance(found, Round) and len(found.rates) * len(found.seeds) == 1
     (follow,) = (f for f in results(known)["follow_ups"] if f["name"] == "round-1")
     assert follow["file"] == "sweeps/round-1.yaml" and follow["why"] == "5e-4 is the rate to use so far"
     assert followups.round_of(searched(FIRST), found)["name"] == "round-2"
-    assert isinstance(search.following(searched(FIRST), 0), Decision)
+    assert isinstance(rounds.following(searched(FIRST), 0), Decision)
 
 
 @pytest.mark.parametrize("name", ["round-", "round-1b", "a round-1", None])
 def test_another_sweep_is_no_round(name):
-    assert search.number_of({"config": {"name": name}}) is None
+    assert rounds.number_of({"config": {"name": name}}) is None
 
 
 def test_where_nothing_ended_nothing_follows():
     cut = [read_run(simulate.record("cut", 2e-4, planned=100, examples=20))]
-    assert search.following(study.build([simulate.sweep_of([2e-4], [0])], cut)) is None
+    assert rounds.following(study.build([simulate.sweep_of([2e-4], [0])], cut)) is None

@@ -20,7 +20,7 @@ def number_of(sweep: dict) -> int | None:
     return int(found[1]) if found else None
 
 
-def rounds(study: Study) -> list[dict]:
+def made(study: Study) -> list[dict]:
     """The sweeps that are rounds, in their order."""
     return sorted((sweep for sweep in study.sweeps if number_of(sweep)), key=number_of)
 
@@ -32,7 +32,7 @@ def runs_of(study: Study, sweeps: list[dict]) -> list[Run]:
 
 def budget_left(study: Study, budget: int | None) -> int:
     """How many more runs may be spent of `budget`; of as many as the rounds did not make if that is None."""
-    spent = len(runs_of(study, rounds(study)))
+    spent = len(runs_of(study, made(study)))
     return (len(study.runs) - spent if budget is None else budget) - spent
 
 
@@ -49,7 +49,7 @@ def width(study: Study) -> float:
 
 def story(study: Study) -> dict | None:
     """The grid and each round: what was asked, what it cost, what was known then; and why it stops, or what is open."""
-    asked = rounds(study)
+    asked = made(study)
     if not asked:
         return None
     grid = [sweep for sweep in study.sweeps if sweep not in asked]
