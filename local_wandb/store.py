@@ -148,10 +148,9 @@ class Store:
                 head = file.read(32)
             if not head.startswith(b"SQLite format 3\0"):
                 raise ValueError(f"{self.path} is not a database of local_wandb")
-            page = int.from_bytes(head[16:18], "big")
-            whole = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
-            if size < whole:
-                raise ValueError(f"{self.path} is truncated: {size:,} of {whole:,} bytes")
+            log = self.path.with_name(f"{self.path.name}-wal")
+            if not log.is_file() or log.stat().st_size == 0:
+                self._refuse_truncated()
             with closing(sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)) as db:
                 tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
                 (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -160,8 +159,18 @@ class Store:
             if version > VERSION:
                 raise ValueError(f"{self.path} was written by a newer version ({version}; this one writes {VERSION})")
 
+    def _refuse_truncated(self) -> None:
+        """Raises ValueError where the file is shorter than it says. With a log it may be: that has the rest."""
+        with open(self.path, "rb") as file:
+            head = file.read(32)
+        page, size = int.from_bytes(head[16:18], "big"), self.path.stat().st_size
+        whole = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
+        if size < whole:
+            raise ValueError(f"{self.path} is truncated: {size:,} of {whole:,} bytes")
+
     def _open(self) -> None:
         self.checkpoint()
+        self._refuse_truncated()
         with self.write() as db:
             version = db.execute("PRAGMA user_version").fetchone()["user_version"]
             for statement in "".join(CHANGES[version:]).split(";\n"):

@@ -458,6 +458,22 @@ def test_a_database_that_is_none_is_refused_and_left_alone(tmp_path, damage, mes
     assert {p: p.read_bytes() for p in before} == before
 
 
+def test_a_checkpoint_that_was_cut_off_is_no_damage(tmp_path):
+    """Killed in it, the file's first page is new and tells of pages that only the log has."""
+    store = Store(tmp_path / "killed")
+    store.checkpoint()
+    with store.write() as db:
+        db.execute("CREATE TABLE large (text)")
+        db.executemany("INSERT INTO large VALUES (?)", [("x" * 5000,)] * 100)
+    for path in (store.path, store.path.with_name(f"{store.path.name}-wal")):
+        shutil.copy(path, tmp_path)
+    file = tmp_path / store.path.name
+    with open(file, "r+b") as cut, contextlib.closing(sqlite3.connect(store.path)) as db:
+        cut.seek(28)
+        cut.write(db.execute("PRAGMA page_count").fetchone()[0].to_bytes(4, "big"))
+    assert Store(tmp_path)._db.execute("SELECT count(*) AS n FROM large").fetchone() == {"n": 100}
+
+
 def test_a_start_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "text").mkdir()
