@@ -149,8 +149,11 @@ class Store:
             if not head.startswith(b"SQLite format 3\0"):
                 raise ValueError(f"{self.path} is not a database of local_wandb")
             log = self.path.with_name(f"{self.path.name}-wal")
-            if not log.is_file() or log.stat().st_size == 0:
-                self._refuse_truncated()
+            page = int.from_bytes(head[16:18], "big")
+            whole = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
+            # With a log the file may be shorter than it says, after a checkpoint that was cut off: the log has the rest.
+            if size < whole and not (log.is_file() and log.stat().st_size):
+                raise ValueError(f"{self.path} is truncated: {size:,} of {whole:,} bytes")
             with closing(sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)) as db:
                 tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
                 (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -159,18 +162,8 @@ class Store:
             if version > VERSION:
                 raise ValueError(f"{self.path} was written by a newer version ({version}; this one writes {VERSION})")
 
-    def _refuse_truncated(self) -> None:
-        """Raises ValueError where the file is shorter than it says. With a log it may be: that has the rest."""
-        with open(self.path, "rb") as file:
-            head = file.read(32)
-        page, size = int.from_bytes(head[16:18], "big"), self.path.stat().st_size
-        whole = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
-        if size < whole:
-            raise ValueError(f"{self.path} is truncated: {size:,} of {whole:,} bytes")
-
     def _open(self) -> None:
         self.checkpoint()
-        self._refuse_truncated()
         with self.write() as db:
             version = db.execute("PRAGMA user_version").fetchone()["user_version"]
             for statement in "".join(CHANGES[version:]).split(";\n"):
