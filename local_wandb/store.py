@@ -151,7 +151,7 @@ class Store:
             log = self.path.with_name(f"{self.path.name}-wal")
             page = int.from_bytes(head[16:18], "big")
             whole = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
-            # With a log the file may be shorter than it says, after a checkpoint that was cut off: the log has the rest.
+            # With a log the file may be shorter than it says, where a checkpoint was cut off: the log has the rest.
             if size < whole and not (log.is_file() and log.stat().st_size):
                 raise ValueError(f"{self.path} is truncated: {size:,} of {whole:,} bytes")
             with closing(sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)) as db:
