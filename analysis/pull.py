@@ -157,6 +157,7 @@ def record(run: "wandb.apis.public.Run", sweep: str) -> str:
         "name": run.name,
         "state": run.state,
         "created_at": run.created_at,
+        "commit": run.commit,
         "config": {key: value for key, value in run.config.items() if not key.startswith("_")},
         "summary": {key: value for key, value in (run.summary_metrics or {}).items() if key != BEHAVIOR},
         "files": read_files(run),
