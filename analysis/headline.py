@@ -75,8 +75,7 @@ def of_rates(r: dict) -> str:
     order = by_loss(r)
     if not order:
         return nothing_ended(r)
-    best, advice = order[0], r["advice"]
-    name, end = rate_label(best["learning_rate"]), decimals(r["best_loss"], ".2f")
+    name, end, advice = rate_label(r["best_rate"]), decimals(r["best_loss"], ".2f"), r["advice"]
     if r["base_loss"] is not None and not improved(r):
         base = decimals(r["base_loss"])
         least = f"the least harmful, {name}, ended at {decimals(r['best_loss'])}"
@@ -94,7 +93,7 @@ def of_rates(r: dict) -> str:
         *unsteady(r, advice),
         *costs(r),
         *at_the_edge(r),
-        *lower_with_early_stopping(r, best),
+        *lower_with_early_stopping(r),
         *elsewhere(r),
     ]
     return " ".join([*parts, *left_open(r)])
@@ -199,16 +198,17 @@ def to_use(r: dict, advice: dict) -> str:
 
 
 def ties(r: dict, advice: dict) -> list[str]:
-    """How far the rates that do as well end from the best."""
-    rows = [row_of(r, rate) for rate in sorted(advice["tied"])]
+    """How far the rates that do as well end from the lowest, which is not always the one to use."""
+    rows = [row_of(r, rate) for rate in sorted([advice["rate"], *advice["tied"]]) if rate != r["best_rate"]]
     if not rows:
         return []
     gap = decimals(max(x["basin"]["excess"] for x in rows))
-    names, best = labels([x["learning_rate"] for x in rows]), rate_label(advice["rate"])
+    names, best = labels([x["learning_rate"] for x in rows]), rate_label(r["best_rate"])
     where = f"{names} ends {gap} above" if len(rows) == 1 else f"They end within {gap} of"  # named before
     unsettled = any(x["basin"]["verdict"] != "in" for x in rows)
     doubt = f", though {seeds_do({x['n'] for x in rows})} not settle it" if unsettled else ""
-    return [f"{where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}."]
+    why = "" if advice["rate"] == r["best_rate"] else "; of rates so close the lower one is the safer"
+    return [f"{where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}{why}."]
 
 
 def placed(r: dict) -> list[str]:
@@ -233,7 +233,7 @@ def unsteady(r: dict, advice: dict) -> list[str]:
 
 def either_side(r: dict) -> tuple[list[dict], list[dict]]:
     """The rates whose price the first sentences name: the next above those to use and the highest, and so below."""
-    used = [r["best_rate"], *r["advice"]["tied"]]
+    used = [r["advice"]["rate"], *r["advice"]["tied"]]
     others = [x for x in r["rates"] if x["learning_rate"] not in used]
     high = [x for x in others if x["learning_rate"] > r["best_rate"]]
     low = [x for x in others if x["learning_rate"] < r["best_rate"]]
@@ -290,9 +290,9 @@ def at_the_edge(r: dict) -> list[str]:
     return [f"{rate_label(best)} is the {end} rate that {what}: a {beyond} one may be better."]
 
 
-def lower_with_early_stopping(r: dict, best: dict) -> list[str]:
+def lower_with_early_stopping(r: dict) -> list[str]:
     """Whether another rate's best checkpoints are lower than those of the rate that ends lowest, by what matters."""
-    used = [best, *(row_of(r, rate) for rate in r["advice"]["tied"])]
+    used = [row_of(r, rate) for rate in (r["advice"]["rate"], *r["advice"]["tied"])]
     rivals = [x for x in r["rates"] if x not in used and x["difference"]["best"] is not None]
     rival = min(rivals, key=lambda x: x["difference"]["best"]["mean"], default=None)
     if rival is None or rival["difference"]["best"]["mean"] > -r["basin"]["width"]:

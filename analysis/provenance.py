@@ -69,6 +69,8 @@ def adapter(r: dict, raw: dict) -> dict | None:
 
 def settings(r: dict) -> list[dict]:
     found = [{"key": key, "value": str(value)} for key, value in r["recipe"].items()]
+    if r["commits"]:
+        found.append({"key": "commit", "value": ", ".join(r["commits"])})
     for key in ("hardware", "gang_size", "versions"):
         values = sorted({flat(x["config"][key]) for x in r["runs"] if key in x["config"]})
         found += [{"key": key, "value": "; ".join(values)}] if values else []

@@ -258,7 +258,7 @@ def search(r: dict) -> str:
         f"{plural(found['runs'], 'run')} in {plural(len(rounds), 'round')}{cost}. "
     )
     if found["rate"] not in (None, r["best_rate"]):
-        words += f"It takes {rate_label(found['rate'])}, the lowest rate within half the margin of the best. "
+        words += f"It takes {rate_label(found['rate'])}, the lowest rate within a quarter of the margin of the best. "
     if found["why"] is None:
         return f"{words}It is not settled; next it would ask: {found['next']}"
     return f"{words}It stopped: {found['why'][0].lower()}{found['why'][1:]}"

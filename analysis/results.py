@@ -31,6 +31,7 @@ def results(study: Study) -> dict:
         "planned_steps": study.planned_steps,
         "data": data(study),
         "base_loss": study.base_loss,
+        "commits": sorted({run.commit for run in study.runs if isinstance(run.commit, str)}),
         "best_rate": study.best_rate,
         "best_loss": study.best_loss,
         "seeds": study.seeds,
@@ -120,8 +121,8 @@ def data(study: Study) -> dict:
 
 
 def adapter(study: Study) -> dict | None:
-    """The run of the best rate that ended lowest, and how its adapter is loaded; None where no run says that."""
-    runs = [] if study.best_rate is None else study.at(study.best_rate)
+    """The run of the rate to use that ended lowest, and how its adapter is loaded; None where no run says that."""
+    runs = [] if study.advice is None else study.at(study.advice.rate)
     runs = [run for run in runs if "load_adapter" in run.summary and run.final_eval_loss is not None]
     if not runs:
         return None

@@ -104,6 +104,7 @@ class Run:
     generations: list[dict]
     notes: list[str] = field(default_factory=list)
     planned_steps: int | None = None  # the recipe's max_steps, else (set by `load`) the longest run's last step
+    commit: str | None = None  # of the code, where W&B could tell it
     fault_step: int | None = None  # where an instrument fault ended it (set by `before`); rows from there on are gone
 
     def __getitem__(self, column: str) -> Series:
@@ -214,10 +215,7 @@ class Run:
         nll, note = self.eval_nll, f"rows from step {step} on left out: an instrument fault, see the checks"
         keep = None if nll is None else nll.steps < step
         nll = replace(nll, steps=nll.steps[keep], nll=nll.nll[keep]) if nll is not None and keep.any() else None
-        return Run(
-            self.id, self.name, self.state, self.sweep, self.created_at, self.config, self.summary, cut, nll,
-            self.generations, [*self.notes, note], self.planned_steps, step,
-        )  # fmt: skip
+        return replace(self, history=cut, eval_nll=nll, notes=[*self.notes, note], fault_step=step)
 
     def at(self, step: int) -> Checkpoint | None:
         """The evaluation at this step, if there was one and it was finite."""
@@ -272,6 +270,7 @@ def read_run(record: dict) -> Run:
         eval_nll=read_eval_nll(files.get("eval_nll.json"), notes),
         generations=[g for g in as_list(files.get("generations.json")) if isinstance(g, dict)],
         notes=notes,
+        commit=record.get("commit"),
     )
     if summary.get("out_of_memory"):
         notes.append(f"{OUT_OF_MEMORY}: {summary['out_of_memory']}")

@@ -18,7 +18,7 @@ from analysis.files import number
 from analysis.hypotheses import hypotheses
 from analysis.mechanism import mechanism
 from analysis.rates import Comparison, Rate, mean_curve
-from analysis.refinement import Point, place
+from analysis.refinement import Point, choice, place
 from analysis.runs import Run, Series
 from analysis.statistics import Estimate
 from analysis.sweep import SHOWN, Group, declared, groups, guide_of, guided
@@ -48,7 +48,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to use: the best rate, those not told from it, and when to stop. Losses are means over seeds."""
+    """What to use: the rate, those that do as well, and when to stop. Losses are means over seeds."""
 
     rate: float
     tied: tuple[float, ...]  # other rates that are inside the basin, or whose mean is and nothing tells otherwise
@@ -399,14 +399,14 @@ def find_optimum(comparison: Comparison, ended: list[Point]) -> dict:
 
 
 def advise(comparison: Comparison, feasible: dict[float, list[Run]]) -> Advice | None:
-    """What the best rate's own curve says about when to stop, and which rates are not told from it."""
-    best = comparison.rates[comparison.best]
+    """The rate to use, what its own curve says about when to stop, and which rates are not told from the lowest."""
+    best = choice(dict(zip(comparison.rates, comparison.loss.tolist(), strict=True)), comparison.width)
     runs = feasible[best]
     curve = mean_curve(runs)
     later = curve.between(1, np.inf)
     if not len(later):
         return None
-    low, best_loss = int(later.value.argmin()), float(comparison.loss.min())
+    low = int(later.value.argmin())
     step, end_step = int(later.step[low]), int(later.step[-1])
     ends = rates.by_seed(runs, "end")
     lows = {seed: run.at(step) for seed, run in zip(ends, (run for run in runs if run.end is not None), strict=True)}
@@ -415,12 +415,12 @@ def advise(comparison: Comparison, feasible: dict[float, list[Run]]) -> Advice |
         rise = statistics.difference(ends, lows, *rates.example_set(runs))
     told = rise is not None and (rise.interval[0] > 0 if rise.interval else rise.mean > comparison.width)
     per_pass = next((run.steps_per_pass for run in runs if run.steps_per_pass), None)
-    others = [i for i in range(len(comparison.rates)) if i != comparison.best]
+    others = [i for i, rate in enumerate(comparison.rates) if rate != best]
     tied = tuple(comparison.rates[i] for i in others if comparison.near(i) and comparison.verdict(i) != "out")
     return Advice(
         rate=best,
         tied=tied,
-        end=best_loss,
+        end=float(comparison.loss[comparison.rates.index(best)]),
         end_step=end_step,
         low=float(later.value[low]),
         low_step=step,

@@ -67,6 +67,7 @@ NOT_TRAINED_ON_PREFIXES = (
     "dataset_num",
 )
 GUIDED = ("learning_rate", "lora_r", "lora_alpha")  # settings that a guide stands for
+FOLLOW = {"guide": GUIDED, "max_steps": ("warmup_steps",)}  # what a setting sets besides: warm-up is a share of them
 VERSIONS = ("torch", "transformers", "trl", "peft", "bitsandbytes")  # packages whose version changes what is trained
 ABSENT = {"freeze_a": False}  # settings that older records lack, with the value that they had
 
@@ -120,10 +121,8 @@ def declared(sweep: dict) -> set[str]:
     config = sweep.get("config")
     command = config.get("command") if isinstance(config, dict) else None
     words = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
-    guided = GUIDED if "guide" in parameters(sweep) else ()
-    return {*parameters(sweep), *guided, *(word[2:].split("=")[0] for word in words if word.startswith("--"))} - {
-        "config"
-    }
+    found = {*parameters(sweep), *(word[2:].split("=")[0] for word in words if word.startswith("--"))} - {"config"}
+    return found.union(*(FOLLOW.get(key, ()) for key in found))
 
 
 def recipe(run: Run) -> dict:
