@@ -42,3 +42,4 @@ printf '%s\n' "$@" |
 
 mapfile -t sweeps <outputs/flagship_logs/sweeps.txt
 python -m analysis "${sweeps[@]}" --output outputs/flagship
+cp outputs/flagship_base/README.md outputs/flagship/base.md
