@@ -11,7 +11,7 @@ from analysis.files import to_json
 from analysis.results import results
 from analysis.runs import load, read_run
 from analysis.study import build
-from analysis.words import escape
+from analysis.words import escape, rate_label
 from tests.analysis import simulate
 
 FOUR = {1e-5: "slow", 2e-4: "good", 1e-3: "suboptimal", 5e-3: "stopped"}
@@ -81,6 +81,27 @@ def test_the_answer_flips_with_the_data():
     assert "5e-3 ends worse than untrained (" in headline.answer(found)
     next(run for run in found["runs"] if run["learning_rate"] == 5e-3)["last_finite"]["loss"] = 1.0
     assert "5e-3 ends worse than untrained in 2 of 3 runs (1.00 to " in headline.answer(found)
+
+
+@pytest.mark.parametrize(("gap", "used"), [(0.2, 2e-4), (0.4, 4e-4)])
+def test_of_rates_within_a_quarter_of_the_margin_the_lower_one_is_to_use(gap, used):
+    """4e-4 ends lower by this share of the margin; to use is what the search takes, and its adapter."""
+
+    def lower(record):
+        loadable(record)
+        for row in record["history"]:
+            if "eval/loss" in row and row["train/global_step"] > 0 and record["config"]["learning_rate"] == 4e-4:
+                row["eval/loss"] -= gap * width
+
+    rates = {1e-5: "slow", 2e-4: "good", 4e-4: "good"}
+    width = analyse(rates)["basin"]["width"]
+    found = analyse(rates, change=lower)
+    assert (found["best_rate"], found["advice"]["rate"]) == (4e-4, used)
+    run = next(run for run in found["runs"] if run["id"] == found["adapter"]["run"])
+    assert run["learning_rate"] == used
+    text, safer = headline.answer(found), "of rates so close the lower one is the safer"
+    assert re.search(rf"use {rate_label(used)} or .*2e-4 ends 0\.0\d\d above 4e-4", text)
+    assert (safer in text) == (used == 2e-4)
 
 
 def test_the_answer_says_to_stop_where_a_second_pass_makes_it_worse():

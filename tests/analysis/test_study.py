@@ -194,6 +194,15 @@ def test_what_no_sweep_sets_is_not_comparable_and_names_no_winner(tmp_path):
     assert report.render(found, tmp_path, []).splitlines()[2] == headline.answer(found)
 
 
+def test_a_sweep_over_steps_sets_the_warm_up_that_follows_from_them():
+    short, long = ({"planned": steps, "max_steps": steps, "warmup_steps": steps * 3 // 100} for steps in (100, 200))
+    runs = records({2e-4: "good", 1e-3: "suboptimal"}, **short) + records({2e-4: "good"}, **long)
+    for record in runs[-1:]:
+        record["id"] += "-200"
+    found = study(runs, [simulate.sweep_of([2e-4, 1e-3], [0], max_steps={"values": [100, 200]})])
+    assert found.undeclared == () and found.beside[0].differs == {"max_steps": 200, "warmup_steps": 6}
+
+
 @pytest.mark.parametrize(
     ("key", "values"),
     [
