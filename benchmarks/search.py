@@ -85,7 +85,9 @@ def study_of(number: int, **more):
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=number, n_startup_trials=len(START)), **more)
+    sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=len(START))
+    # Hyperband deals trials to its brackets by a hash of the study's name, which is random by default.
+    return optuna.create_study(sampler=sampler, study_name=f"surface {number}", **more)
 
 
 def tpe(surface: Surface, number: int) -> Trail:
