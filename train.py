@@ -68,6 +68,8 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 
 GENERATED_EXAMPLES = 5
 GENERATION = {"do_sample": False, "max_new_tokens": 48}
+SQUARINGS = 24  # 1 - 1e-6 to the power of 2²⁴ is 5e-8: what is left of a value that near to the largest
+TINY = torch.finfo(torch.float32).tiny
 PROJECT = "learning-rate-exploration"  # where neither a sweep nor WANDB_PROJECT names one
 PATIENCE, PAUSE = 600.0, 5.0  # seconds that W&B's server may be away, and between two tries
 T = TypeVar("T")
@@ -161,7 +163,8 @@ class Trainer(SFTTrainer):
 
     def evaluation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         metrics = self.record_scores(prediction.predictions, prediction.label_ids)
-        return metrics | update_sizes(adapter_grams(self.lora_layers)[None], sum(self.weight_squares.values()))[0]
+        squares = update_squares(adapter_grams(self.lora_layers))
+        return metrics | update_sizes(squares[None], sum(self.weight_squares.values()))[0]
 
     def record_scores(self, scores: numpy.ndarray, tokens: numpy.ndarray) -> dict[str, float]:
         """Keep the NLL of each example and give the metrics; the arguments are all that `prediction_step` returned."""
@@ -239,28 +242,43 @@ def adapter_grams(layers: dict[str, LoraLayer]) -> Tensor:
     return torch.stack(grams)
 
 
-def update_sizes(grams: Tensor, weight_square: float) -> list[dict[str, float]]:
+@torch.no_grad()
+def update_squares(grams: Tensor) -> Tensor:
+    """‖ΔW‖_F² and ‖ΔW‖_2² [..., 2] in float64, for `adapter_grams` [..., 2, r, r].
+
+    ΔW = (α/r)BA is never formed: its squared singular values are the eigenvalues of M = (α/r)² AAᵀ BᵀB. Their sum is
+    M's trace. The largest is ΔWΔWᵀ's Rayleigh quotient at Bx, for the largest column x of a high power of M. These are
+    products of all matrices at once; decompositions go one after another and take seconds at r = 256.
+    """
+    exponents = torch.frexp(grams.abs().amax((-2, -1), keepdim=True)).exponent
+    grams = torch.ldexp(grams, -exponents)  # exact; else a diverging adapter's would overflow
+    power = grams[..., 0, :, :] @ grams[..., 1, :, :]
+    for _ in range(SQUARINGS):
+        power = power / power.abs().amax((-2, -1), keepdim=True).clamp(min=TINY)
+        power = power @ power
+    largest = power.square().sum(-2).argmax(-1)[..., None, None]
+    a, b = grams.double().unbind(-3)
+    x = torch.take_along_dim(power, largest, -1).double()
+    y = b @ x
+    trace = (a * b).sum((-2, -1))
+    greatest = (y.mT @ a @ y / (x.mT @ y).clamp(min=TINY))[..., 0, 0]
+    return torch.ldexp(torch.stack([trace, greatest], -1), exponents.sum(-3)[..., 0]).clamp(min=0)
+
+
+def update_sizes(squares: Tensor, weight_square: float) -> list[dict[str, float]]:
     """‖ΔW‖_F/‖W‖_F over all adapted matrices, and the mean stable rank ‖ΔW‖_F²/‖ΔW‖_2² of the matrices.
 
-    For the grams [adapters, modules, 2, r, r] and Σ‖W‖_F². ΔW = (α/r)BA is never formed: its squared singular values
-    are (α/r)² times the eigenvalues of (AAᵀ)^½ (BᵀB) (AAᵀ)^½, an r×r matrix. The stable rank is left out where ΔW = 0,
-    as at step 0.
+    For `update_squares` [adapters, modules, 2] and Σ‖W‖_F². The stable rank is left out where ΔW = 0, as at step 0.
     """
-    grams = grams.double().cpu()
-    finite = grams.flatten(1).isfinite().all(1)
-    grams = torch.where(finite[:, None, None, None, None], grams, 0.0)
-    values, vectors = torch.linalg.eigh(grams[:, :, 0])
-    root = vectors * values.clamp(min=0).sqrt()[..., None, :]
-    squares = torch.linalg.eigvalsh(root.mT @ grams[:, :, 1] @ root).clamp(min=0)
     sizes = []
-    for ok, square in zip(finite.tolist(), squares, strict=True):
-        if not ok:
+    for square in squares.cpu():
+        if not square.isfinite().all():
             sizes.append({"update_ratio": math.nan, "stable_rank": math.nan})
             continue
-        sizes.append({"update_ratio": math.sqrt(float(square.sum()) / weight_square)})
-        moved = square[square[:, -1] > 0]
+        sizes.append({"update_ratio": math.sqrt(float(square[:, 0].sum()) / weight_square)})
+        moved = square[square[:, 1] > 0]
         if len(moved):
-            sizes[-1]["stable_rank"] = float((moved.sum(1) / moved[:, -1]).mean())
+            sizes[-1]["stable_rank"] = float((moved[:, 0] / moved[:, 1]).mean())
     return sizes
 
 

@@ -243,7 +243,7 @@ class Gang:
 
     def evaluate(self, number: int) -> None:
         self.flush()
-        result = Result(self.step.score(self.tests), self.step.stack.grams())
+        result = Result(self.step.score(self.tests), train.update_squares(self.step.stack.grams()))
         self.submit(self.write_evaluation, number, list(self.rows), result, self.result)
         self.result = result
 
@@ -273,13 +273,13 @@ class Gang:
                             member.log_step(plan, index, parts[:, place], seconds / len(done))
 
     def write_evaluation(self, number: int, rows: list[int], result: Result, before: Result) -> None:
-        scores, grams = result.arrays()
+        scores, squares = result.arrays()
         seconds = result.seconds_since(before)
         self.seconds["evaluations"] += seconds
         self.evaluated += 1
         means = " ".join(f"{mean:.3f}" for mean in scores[:, :, 0].sum(1) / self.shared.tokens.sum())
         print(f"gang: step {number} of {self.last_step}: eval/loss {means}", flush=True)
-        sizes = train.update_sizes(torch.from_numpy(grams), sum(self.first.trainer.weight_squares.values()))
+        sizes = train.update_sizes(torch.from_numpy(squares), sum(self.first.trainer.weight_squares.values()))
         for place, index in enumerate(rows):
             member = self.members[index]
             if member.error is None and (not member.diverged or member.watch.diverged_at_step == number):

@@ -218,29 +218,60 @@ def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):
     assert metrics["eval_update_ratio"] == 0
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), rank=st.sampled_from([1, 2, 8]), layers=st.integers(1, 3))
-def test_update_size_equals_that_of_the_full_matrix(seed, rank, layers):
+def adapter(a: torch.Tensor, b: torch.Tensor, scaling: float) -> LoraLayer:
+    layer = LoraLayer(torch.nn.Linear(a.shape[1], len(b)))
+    layer.lora_A["default"], layer.lora_B["default"] = torch.nn.Linear(*a.mT.shape), torch.nn.Linear(*b.mT.shape)
+    layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = a, b
+    layer.scaling["default"] = scaling
+    return layer
+
+
+SPECTRA = {
+    "random": lambda rank: torch.randn(rank).abs() + 0.1,
+    "equal": torch.ones,
+    "nearly equal": lambda rank: 1 - 1e-6 * torch.arange(rank),
+    "of lower rank": lambda rank: (torch.arange(rank) < (rank + 1) // 2).float(),
+    "one far above": lambda rank: 1 + 29 * (torch.arange(rank) == 0),
+    "vanishing": lambda rank: 0.7 ** torch.arange(rank),
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), rank=st.sampled_from([1, 2, 16, 64]), scale=st.sampled_from([1e-15, 1.0, 1e12]))
+def test_update_size_equals_that_of_the_full_matrix(spectrum, seed, rank, scale):
     torch.manual_seed(seed)
-    adapters, ratios, ranks = {}, [], []
-    for index in range(layers):
-        layer = LoraLayer(torch.nn.Linear(24, 16))
-        layer.lora_A["default"], layer.lora_B["default"] = torch.nn.Linear(24, rank), torch.nn.Linear(rank, 16)
-        layer.scaling["default"] = 0.5 + index
-        delta = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * layer.scaling["default"]
-        values = torch.linalg.svdvals(delta.double())
-        ratios.append(values.square().sum().item())
-        ranks.append(values.square().sum().item() / values[0].item() ** 2)
-        adapters[str(index)] = layer
-    (sizes,) = train.update_sizes(train.adapter_grams(adapters)[None], 2.0 * layers)
-    assert sizes["update_ratio"] == pytest.approx(math.sqrt(sum(ratios) / (2.0 * layers)), rel=1e-4)
-    assert sizes["stable_rank"] == pytest.approx(sum(ranks) / layers, rel=1e-4)
+    adapters, squares = {}, []
+    for index in range(3):
+        turn, left = (torch.linalg.qr(torch.randn(96, rank).double())[0].float() for _ in range(2))
+        a, b = torch.randn(rank, rank) @ turn.mT / 8, scale * left * SPECTRA[spectrum](rank)
+        if spectrum != "random":
+            a = turn.mT
+        adapters[str(index)] = adapter(a, b, 0.5 + index)
+        values = torch.linalg.svdvals((0.5 + index) * b.double() @ a.double()).square()
+        squares.append([float(values.sum()), float(values[0])])
+    found = train.update_squares(train.adapter_grams(adapters))
+    assert found.tolist() == [pytest.approx(pair, rel=2e-6) for pair in squares]
+    (sizes,) = train.update_sizes(found[None], 2.0)
+    totals, greatest = zip(*squares, strict=True)
+    assert sizes["update_ratio"] == pytest.approx(math.sqrt(sum(totals) / 2), rel=2e-6)
+    ranks = [total / most for total, most in zip(totals, greatest, strict=True)]
+    assert sizes["stable_rank"] == pytest.approx(sum(ranks) / 3, rel=2e-6)
 
 
-def test_an_adapter_that_is_not_finite_leaves_the_others_their_size():
+def test_matrices_that_have_not_moved_have_no_stable_rank():
+    grams = torch.eye(2).repeat(2, 2, 2, 1, 1)
+    grams[0, :, 1], grams[1, 0, 1] = 0, 0
+    none, one = train.update_sizes(train.update_squares(grams), 8.0)
+    assert none == {"update_ratio": 0.0}
+    assert one == pytest.approx({"update_ratio": 0.5, "stable_rank": 2.0})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_adapter_that_is_not_finite_leaves_the_others_their_size(value):
     grams = torch.eye(2).repeat(3, 1, 2, 1, 1)  # of ΔW with two singular values of 1
-    grams[1, 0, 1, 0, 0] = math.nan
-    first, second, third = train.update_sizes(grams, 8.0)
+    grams[1, 0, 1, 0, 0] = value
+    first, second, third = train.update_sizes(train.update_squares(grams), 8.0)
     assert first == third == pytest.approx({"update_ratio": 0.5, "stable_rank": 2.0})
     assert all(map(math.isnan, second.values()))
 
