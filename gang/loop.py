@@ -200,7 +200,7 @@ class Gang:
             layers_kept = 1 if device.type == "cpu" or self.step.checkpointing else self.step.hidden_layers // 2
             tokens = max(SCORED, len(self.members) * rows * longest * max(1, layers_kept)) // len(self.members)
             examples = list(self.shared.splits[1].select_columns(["input_ids", "labels"]))
-            self.tests = rows_to_score(examples, self.first.trainer.data_collator, tokens, device)
+            self.tests = rows_to_score(examples, self.first.trainer.data_collator, tokens, device, self.shared.packed)
             evaluations = train.evaluation_steps(self.last_step) - (set() if training.eval_on_start else {0})
             if self.start:
                 self.checkpoints.restore()

@@ -195,9 +195,7 @@ class Step:
         batch = Batch(*inputs)
         share, valid = batch.share, batch.share != 0
         with self.laid_out(batch):
-            hidden = self.hidden(batch).flatten(0, 1)
-            hidden = hidden.index_select(0, rows_of(batch.where, batch.ids[0].numel()).flatten())
-            loss, scores = AnswerLoss.apply(hidden, self.head, batch.targets.flatten(), share.flatten())
+            loss, scores = self.answers(batch)
             loss.backward()
         scores = torch.where(valid[..., None], scores.unflatten(0, share.shape), 0.0)
         means = scores[..., 1:].sum(1) / valid.sum(1).clamp(min=1)[:, None]
@@ -214,13 +212,15 @@ class Step:
         parts = (part.flatten() for part in (token, batch.padding, place, batch.filler))
         return packed(self.model, Packing(n * b, *parts))
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states [rows, length, d]. Padding is on the right, where a causal model never looks: no mask."""
+    def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """AnswerLoss of the batch. Padding is on the right, where a causal model never looks: no mask."""
         rows = {"input_ids": batch.ids.flatten(0, 1)}
         if batch.positions is not None:
-            rows = {"input_ids": batch.ids.view(1, -1), "position_ids": batch.positions.view(1, -1)}
+            rows = {"input_ids": batch.ids.reshape(1, -1), "position_ids": batch.positions.reshape(1, -1)}
         with self.autocast():
-            return self.model.base_model(**rows, use_cache=False).last_hidden_state
+            hidden = self.model.base_model(**rows, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = hidden.index_select(0, rows_of(batch.where, batch.ids[0].numel()).flatten())
+        return AnswerLoss.apply(hidden, self.head, batch.targets.flatten(), batch.share.flatten())
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -246,15 +246,12 @@ class Step:
         return torch.cat([self.score_rows(len(self), rows) for rows in tests], 1)
 
     def score_rows(self, n: int, rows: "ScoredRows") -> Tensor:
-        e, s = rows.ids.shape
-        with self.autocast():
-            hidden = self.model.base_model(input_ids=rows.ids.repeat(n, 1), use_cache=False).last_hidden_state
-        hidden = hidden.flatten(0, 1).index_select(0, rows_of(rows.where.expand(n, -1), e * s).flatten())
-        targets = rows.targets.repeat(n)
-        _, scores = AnswerLoss.apply(hidden, self.head, targets, torch.ones_like(targets, dtype=torch.float))
-        scores = scores[:, [0, 2]].contiguous()
-        sums = torch.segment_reduce(scores, "sum", lengths=rows.tokens.repeat(n), unsafe=True)
-        return sums.unflatten(0, (n, e))
+        batch = Batch(*(value.expand(n, *value.shape[1:]) for value in rows.batch.tensors()))
+        with self.laid_out(batch):
+            scores = self.answers(batch)[1]
+        # Not [:, [0, 2]]: that list would be copied to the device, and the copy waited for.
+        sums = torch.segment_reduce(scores[:, ::2].contiguous(), "sum", lengths=rows.tokens.repeat(n), unsafe=True)
+        return sums.unflatten(0, (n, -1))
 
     @torch.no_grad()
     def generate(self, prompts: dict[str, Tensor], settings) -> tuple[Tensor, Tensor]:
@@ -276,26 +273,23 @@ def rows_of(where: Tensor, size: int) -> Tensor:
 
 @dataclass
 class ScoredRows:
-    """Some test examples, on the device: their rows, and of each answer token, example by example, where it is
-    predicted in the flattened rows and which one it is; and how many of them each example has."""
+    """Some test examples as a micro-batch of one member, on the device; how many answer tokens each of them has [e]."""
 
-    ids: Tensor  # [e, s]
-    where: Tensor  # [P]
-    targets: Tensor  # [P]
-    tokens: Tensor  # [e]
+    batch: Batch
+    tokens: Tensor
 
 
-def rows_to_score(examples: list[dict], collate, tokens: int, device: torch.device) -> list[ScoredRows]:
+def rows_to_score(
+    examples: list[dict], collate, tokens: int, device: torch.device, packed: bool = False
+) -> list[ScoredRows]:
     """The examples, which come sorted by length, in passes of at most so many tokens (or one example)."""
     passes, start = [], 0
     while start < len(examples):
         count = max(1, tokens // len(examples[start]["input_ids"]))
-        batch = collate(examples[start : start + count])
-        labels = batch["labels"][:, 1:]
-        row, column = (labels != -100).nonzero().T
-        where = row * batch["input_ids"].shape[1] + column
-        parts = batch["input_ids"], where, labels[row, column], (labels != -100).sum(1)
-        passes.append(ScoredRows(*(part.to(device) for part in parts)))
+        collated = collate(examples[start : start + count])
+        batch = together([collated], [1.0], 0, packed=packed)
+        counts = (collated["labels"][:, 1:] != -100).sum(1)
+        passes.append(ScoredRows(Batch(*(value.to(device) for value in batch.tensors())), counts.to(device)))
         start += count
     return passes
 
