@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel, masking_utils
 
+from gang.fused import fuse
 from gang.graph import GraphedStep
 from gang.head import AnswerLoss, Head
 from gang.lora import StackedLoRA
@@ -140,6 +141,7 @@ class Step:
         self.layers = {name: StackedLoRA(layer, self.dtype, keep) for name, layer in linear.items()}
         for name, layer in self.layers.items():
             self.model.set_submodule(name, layer)
+        fuse(self.model)
         by_name = dict(zip(members[0], self.layers.values(), strict=True))
         self.stack = Stack(members, by_name, training)
         # B is zero, so until the first update every member is the base model, and one evaluation serves all.
