@@ -42,11 +42,9 @@ def alike(function: Callable, known: Callable) -> bool:
 
 
 def normalised(norm: llama.LlamaRMSNorm, x: Tensor) -> Tensor:
-    """LlamaRMSNorm's forward."""
-    if x.dtype != norm.weight.dtype:
-        return type(norm).forward(norm, x)
-    with torch.autocast(x.device.type, enabled=False):  # it would make x float32
-        return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    """LlamaRMSNorm's forward. The weight comes after, for there the model rounds what is normalised."""
+    with torch.autocast(x.device.type, enabled=False):  # it would have x in float32
+        return norm.weight * nn.functional.rms_norm(x, norm.weight.shape, eps=norm.variance_epsilon)
 
 
 def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
