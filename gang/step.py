@@ -238,6 +238,18 @@ class Step:
             for layer, a in zip(self.layers.values(), adapters, strict=True):
                 layer.a = a
 
+    @contextmanager
+    def base_beside(self) -> Iterator[None]:
+        """Within, there is one member more, whose adapter is zero."""
+        kept = [(layer.a, layer.b, layer.scaling) for layer in self.layers.values()]
+        for layer, values in zip(self.layers.values(), kept, strict=True):
+            layer.a, layer.b, layer.scaling = (torch.cat([value, torch.zeros_like(value[:1])]) for value in values)
+        try:
+            yield
+        finally:  # as above
+            for layer, values in zip(self.layers.values(), kept, strict=True):
+                layer.a, layer.b, layer.scaling = values
+
     @torch.no_grad()
     def score(self, tests: list["ScoredRows"]) -> Tensor:
         """Every member on the test rows: [N, examples, 2], the sum of NLL and the number of right tokens."""
@@ -260,12 +272,10 @@ class Step:
         """Greedy answers to the same prompts, those of the base [b, length] and of every member [N, b, length]."""
         self.model.eval()
         self.model.generation_config = settings
-        with self.autocast():
-            with self.base_alone():
-                untrained = self.model.generate(**prompts, **GENERATION)
-            repeated = {key: value.repeat(len(self), 1) for key, value in prompts.items()}
-            trained = self.model.generate(**repeated, **GENERATION)
-        return untrained, trained.unflatten(0, (len(self), -1))
+        repeated = {key: value.repeat(len(self) + 1, 1) for key, value in prompts.items()}
+        with self.autocast(), self.base_beside():
+            answers = self.model.generate(**repeated, **GENERATION).unflatten(0, (len(self) + 1, -1))
+        return answers[-1], answers[:-1]
 
 
 def rows_of(where: Tensor, size: int) -> Tensor:
