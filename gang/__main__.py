@@ -8,6 +8,7 @@ these; any other goes into a later gang.
 """
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -36,9 +37,12 @@ def main() -> int:
         os.environ.pop(variable, None)
     entity, project, _ = options.sweep.split("/")
     os.environ.update(WANDB_ENTITY=entity, WANDB_PROJECT=project)
+    gc.disable()  # half a million objects are to come, and no garbage; to look for it takes seconds
     from checkpoint import interruption  # here, since torch and TRL take seconds
     from gang.agent import Agents, InputError, Sweep
 
+    gc.freeze()
+    gc.enable()
     interruption.install()
     try:
         Agents(Sweep(options.sweep), options.size).work()
