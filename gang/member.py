@@ -23,6 +23,10 @@ from memory import OutOfMemory
 from settings import parse, swept_values
 
 CPU = torch.device("cpu")
+# wandb reads the name and version of each installed package for each run; here one reading is for all.
+assert callable(wandb.util.working_set), "wandb.util.working_set is no more"
+PACKAGES = list(wandb.util.working_set())
+wandb.util.working_set = lambda: PACKAGES
 
 
 class Member:
