@@ -20,6 +20,7 @@ from benchmarks.gang import make_model
 from benchmarks.grid import ROOT
 from benchmarks.step import Work
 from gang.step import SCORED, Step, rows_to_score, together
+from train import update_squares
 
 
 def wait() -> None:
@@ -72,10 +73,13 @@ def main() -> None:
             words = f"a step of {n} members, rows {'packed' if packed else 'padded'}: {batches[0].ids.numel()} tokens"
             print(f"{words}, {seconds(lambda b=batches: train(b)) / len(batches):.4f} s; ", end="")
             print(f"to collate it on the host {seconds(lambda p=packed: collate(p)) / len(batches):.4f} s", flush=True)
-        for times in (1, 4, 16):
-            tests = rows_to_score(work.examples, work.trainer.data_collator, times * SCORED // n, step.device)
-            took = seconds(lambda t=tests: step.score(t))
-            print(f"an evaluation of {len(work.examples)} examples in {len(tests)} passes: {took:.4f} s", flush=True)
+        for times, packed in ((4, False), (16, False), (4, True), (16, True)):
+            tests = rows_to_score(work.examples, work.trainer.data_collator, times * SCORED // n, step.device, packed)
+            took, tokens = seconds(lambda t=tests: step.score(t)), sum(n * rows.batch.ids.numel() for rows in tests)
+            words = f"{len(work.examples)} examples, rows {'packed' if packed else 'padded'}: {tokens} tokens"
+            print(f"an evaluation of {words} in {len(tests)} passes, {took:.4f} s", flush=True)
+        squares = seconds(lambda: update_squares(step.stack.grams()))
+        print(f"the sizes of {n} updates of rank {step.stack.rank}: {squares:.4f} s", flush=True)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         for what, task in (("training", lambda: train(batches)), ("an evaluation", lambda: step.score(tests))):
             with profile(activities=activities) as found:

@@ -58,7 +58,7 @@ class Work:
     def gang(self, n: int, packed: bool = True, **options) -> tuple[float, float]:
         """The same of a gang of n, for each of them."""
         step = Step(self.model, [self.trainer.lora_layers] * n, self.training, **options)
-        tests = rows_to_score(self.examples, self.trainer.data_collator, SCORED // n, step.device)
+        tests = rows_to_score(self.examples, self.trainer.data_collator, SCORED // n, step.device, packed)
         pairs = zip(self.batches, self.items, strict=True)
         batches = [together([batch] * n, [count] * n, 0, None, packed) for batch, count in pairs]
         rates = torch.full((n,), 1e-6)
