@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -11,7 +12,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from analysis.files import InputError
+
 END_SECONDS = 120  # what an agent that is stopped gets for its runs' uploads
+GANG = [sys.executable, "-m", "gang"]
 TIED = ["setpriv", "--pdeathsig", "TERM"]  # before a command: it ends when this process is killed
 ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*|.*?train\.py: .+)$", re.MULTILINE)
 
@@ -35,8 +39,52 @@ def devices() -> list[str]:
     return list(itertools.takewhile(lambda name: name in gpus or name.startswith(("GPU-", "MIG-")), names))
 
 
+class Early:
+    """A gang that is started before its sweep exists (gang/early.py): its imports take the time in which that is made.
+
+    As a context it ends, unless it has become an agent. It holds the server's `line`.
+    """
+
+    def __init__(self, sweep: dict, calls: list[list[str]], gang: bool, gpus: list[str], line: int):
+        self.process = subprocess.Popen(
+            [*TIED, *GANG, "-"],
+            env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            pass_fds=[line],
+        )
+        self.say({"sweep": sweep, "calls": calls, "gang": gang})
+        if not gang:
+            self.process.stdin.close()  # it ends when it has answered
+
+    def __enter__(self) -> "Early":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def say(self, what: dict) -> None:
+        print(json.dumps(what, default=str), file=self.process.stdin, flush=True)
+
+    def fault(self) -> str | None:
+        """What the runs or the gang would refuse before their first step, once its imports are done."""
+        if answer := self.process.stdout.readline():
+            return json.loads(answer)
+        raise InputError(f"the check of what the runs read has ended with exit code {self.process.wait()}")
+
+    def become(self, words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
+        """Let it go on as `python -m gang WORDS`."""
+        self.say({"words": words, "environment": environment, "log": str(log)})
+        return self.process
+
+
 @contextlib.contextmanager
-def agents(sweep: str, output: Path, command: list[str], gpus: list[str], line: int) -> Iterator[list]:
+def agents(
+    sweep: str, output: Path, command: list[str], gpus: list[str], line: int, early: Early | None = None
+) -> Iterator[list]:
     """One agent per visible GPU, one on a CPU, each writing to `output`/agent-N.log and holding the server's line."""
     processes: list[subprocess.Popen] = []
     # Each has a wandb-core of its own: the one of this process would die with it, and their rows with that.
@@ -44,7 +92,11 @@ def agents(sweep: str, output: Path, command: list[str], gpus: list[str], line: 
     try:
         for index, gpu in enumerate(gpus or [None]):
             environment = inherited | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
-            with open(output / f"agent-{index}.log", "w") as log:
+            path = output / f"agent-{index}.log"
+            if index == 0 and early and command[: len(GANG)] == GANG:
+                processes.append(early.become([*command[len(GANG) :], sweep], environment, path))
+                continue
+            with open(path, "w") as log:
                 process = subprocess.Popen(
                     [*TIED, *command, sweep],  # it does not train on with nobody watching
                     env=environment,

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import logging
 import math
 import os
 import re
@@ -20,15 +19,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, Features, Value, disable_progress_bars, load_dataset, load_dataset_builder
+from datasets import Dataset, Features, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 from pyarrow import compute
-from transformers import HfArgumentParser
 from trl import ScriptArguments
 
-import inputs
 from inputs import DATA_FORMATS, InputError, first_line
 
 ROW_FORMATS = (("messages",), ("prompt", "completion"), ("text",))
@@ -41,24 +38,6 @@ class DataConfig(ScriptArguments):
     """TRL's ScriptArguments; a split may be a slice, such as train[-400:], or a file of its own."""
 
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub data set."})
-
-
-def check(arguments: list[str]) -> None:
-    """Raise InputError for rows that train.py would refuse with these arguments; without torch, which takes seconds."""
-
-    @dataclass
-    class Rows(DataConfig):
-        assistant_only_loss: bool = False
-
-    recipe, flags = inputs.read(arguments)
-    parser = HfArgumentParser(Rows, allow_abbrev=False)
-    known = {action.dest for action in parser._actions}
-    parser.set_defaults(**{key: value for key, value in recipe.items() if key in known})
-    rows = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)[0]
-    if Path(rows.dataset_name) == BUILT_IN or Path(rows.dataset_name).exists():
-        disable_progress_bars()  # what comes from the Hub may take long
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what is wrong is said once
-    load_splits(rows, rows.assistant_only_loss)
 
 
 def load_splits(data: DataConfig, assistant_only_loss: bool = False) -> tuple[Dataset, Dataset]:

@@ -14,6 +14,7 @@ recipes/guides.yaml, on the same recipe and seeds; the last experiment, if of th
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -29,13 +30,24 @@ from pathlib import Path
 
 import yaml
 
-from agents import TIED, agents, causes, devices, refusals
+from agents import GANG, TIED, Early, agents, causes, devices, refusals
 from analysis import folder
 from analysis.files import InputError, save
 from analysis.folder import LATEST, OUTPUTS
 from local_server import Server
 from progress import LIVE, Progress, ended, label, varied
-from sweep import WANDB, check_refinable, check_rows, create, of_guides, read, read_yaml, recipe_of, wandb_sweep
+from sweep import (
+    WANDB,
+    calls,
+    check_refinable,
+    create,
+    of_guides,
+    read,
+    read_yaml,
+    recipe_of,
+    runs_of,
+    wandb_sweep,
+)
 
 LOCAL_DATA = OUTPUTS / "local_wandb"
 ABOUT = "experiment.json"  # what --resume needs to know of an experiment, in its output folder
@@ -141,13 +153,12 @@ class Experiment:
         self.poll_seconds = POLL_SECONDS[options.server]
         folder.check_latest()
         writable(self.output or OUTPUTS)
-        if not options.resume:
-            check_rows(options.sweep, self.config)
 
     def run(self, server: Server | None) -> int:
         """Everything from the sweep to the report, round by round; returns the exit code."""
         try:
-            return self.work(server)
+            with self.early(server.line if server else 2) as early:
+                return self.work(server, early)
         except (KeyboardInterrupt, SystemExit):
             if self.report:
                 self.report.stop()
@@ -155,11 +166,22 @@ class Experiment:
                 print(f"stopped; rows and checkpoints are kept. To go on: {self.again()}", file=sys.stderr)
             raise
 
-    def work(self, server: Server | None) -> int:
+    def early(self, line: int):
+        """For a new sweep the process that checks what its runs read, and then is its first gang."""
+        if self.config is None:
+            return contextlib.nullcontext()
+        gpus = devices()
+        gang = not self.options.one_by_one and runs_of(self.config) > (len(gpus) or 1)
+        arguments = calls(self.config)
+        return Early(self.config, arguments, gang, gpus, line) if gang or arguments else contextlib.nullcontext()
+
+    def work(self, server: Server | None, early: Early | None) -> int:
         from analysis import pull  # W&B's client takes a second to import, in which the server starts
 
         if server:
             server.ready()
+        if early and (fault := early.fault()):
+            raise InputError(f"{self.options.sweep}: {fault}")
         if self.sweep is None:
             self.sweep = self.create(server)
         api = pull.connect()
@@ -170,15 +192,15 @@ class Experiment:
         self.output = self.output or folder.of_sweeps(grid.name, grid.id)
         self.remember()
         again = bool(self.options.resume)
-        while (code := self.train(api, server, again)) == 0 and self.refine and (path := self.next_round()):
+        while (code := self.train(api, server, again, early)) == 0 and self.refine and (path := self.next_round()):
             self.rounds.append(create(path, read_yaml(path, "--refine"), server))
             self.remember()
-            again = False
+            again, early = False, None
         if self.options.server == "local":
             print(f"to see the runs again: python -m local_wandb --data {LOCAL_DATA}")
         return code
 
-    def train(self, api, server: Server | None, again: bool) -> int:
+    def train(self, api, server: Server | None, again: bool, early: Early | None) -> int:
         """The agents of the newest sweep until it is done, and the report; returns the exit code."""
         from analysis import pull
 
@@ -200,7 +222,7 @@ class Experiment:
         progress = Progress(total, varied(sweep.config))
         self.report = Report([*self.beside, self.sweep, *self.rounds], self.output, total)
         command = self.agent(total, len(gpus) or 1)
-        with agents(newest, self.output, command, gpus, server.line if server else 2) as processes:
+        with agents(newest, self.output, command, gpus, server.line if server else 2, early) as processes:
             watch(states, progress, processes, server, self.poll_seconds, self.report)
         for _ in range(20):  # about ten minutes of a server that does not answer
             if (runs := states()) is not None:
@@ -245,7 +267,7 @@ class Experiment:
         print("several runs at once on each device (python -m gang; --one-by-one for wandb agent)", flush=True)
         # One gang measures what pays; several must leave each other a share.
         share = ["--size", str(math.ceil(total / count))] if total and count > 1 else []
-        return [sys.executable, "-m", "gang", *share]
+        return [*GANG, *share]
 
     def finish(self, runs: list[dict], total: int | None, sweep: dict, processes: list) -> int:
         """Name what went wrong, and write the report of what there is."""

@@ -25,6 +25,7 @@ from inputs import InputError, first_line
 from settings import BaseConfig, TrainConfig
 
 NOISE = re.compile("(?<!classifier_)(?<!summary_first_)drop|jitter")  # those belong to heads for other tasks
+FIRST_ROWS = 8  # that a chat template is tried on
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)  # how an unquantised matrix may be stored
 
 
@@ -70,20 +71,47 @@ def check_model(base: BaseConfig) -> None:
 
 
 def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> None:
-    """Raise InputError for conversations that the model's tokenizer cannot write, or not mark the answers of."""
-    if not is_conversational(rows) or training.chat_template_path:
+    """Raise InputError for conversations that the chat template cannot write, or not mark the answers of."""
+    if not is_conversational(rows):
         return
     tokenizer = AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision)
-    name = f"model_name_or_path {base.model_name_or_path!r}"
-    if not tokenizer.chat_template:
+    name = f"the chat template of model_name_or_path {base.model_name_or_path!r}"
+    template = tokenizer.chat_template
+    if path := training.chat_template_path:
+        name = f"chat_template_path {path!r}"
+        try:  # as TRL does
+            file = Path(path).suffix in (".jinja", ".j2") and Path(path).is_file()
+            template = Path(path).read_text("utf-8") if file else AutoTokenizer.from_pretrained(path).chat_template
+        except (OSError, ValueError) as error:
+            hint = "give a .jinja file, or a model whose template to take"
+            raise InputError(f"{name}: {first_line(error)}; {hint}") from error
+    if not template:
         hint = "set chat_template_path, or give rows of prompt + completion as plain text"
-        raise InputError(f"{name} has no chat template, which rows of turns need; {hint}")
-    if training.assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
+        raise InputError(f"{name} is missing, and rows of turns need one; {hint}")
+    tokenizer.chat_template, mark = template, training.assistant_only_loss
+    if mark and not has_generation_markers(template):
         try:
-            get_training_chat_template(tokenizer)  # TRL has one for each well-known template
+            template = get_training_chat_template(tokenizer)  # TRL has one for each well-known template
         except ValueError as error:
             hint = "mark them with {% generation %}, or give rows of prompt + completion"
-            raise InputError(f"assistant_only_loss: the chat template of {name} marks no answers; {hint}") from error
+            raise InputError(f"assistant_only_loss: {name} marks no answers; {hint}") from error
+    for number, row in enumerate(rows.select(range(min(FIRST_ROWS, len(rows)))), 1):
+        turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+        options = {"chat_template": template, "return_dict": True, "return_assistant_tokens_mask": mark}
+        try:
+            written = tokenizer.apply_chat_template(turns, **template_options(row), **options)
+        except Exception as error:  # of Jinja2, and whatever a template meets that it does not expect
+            hint = "give rows that it can, or another chat_template_path"
+            raise InputError(f"{name} cannot write row {number}: {first_line(error)}; {hint}") from error
+        if mark and 1 not in written["assistant_masks"]:
+            hint = "put {% generation %} and {% endgeneration %} around the turns of role assistant"
+            raise InputError(f"assistant_only_loss: {name} marks no answer in row {number}; {hint}")
+
+
+def template_options(row: dict) -> dict:
+    """What a row of a conversation has for the template beside its turns, as TRL reads it."""
+    tools = row.get("tools")
+    return {"tools": json.loads(tools) if isinstance(tools, str) else tools} | (row.get("chat_template_kwargs") or {})
 
 
 def quantization(config: PreTrainedConfig) -> dict:

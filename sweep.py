@@ -1,7 +1,7 @@
 """What stands in sweep.yaml: read, checked before anything is made, and created as `wandb sweep` does."""
 
 import argparse
-import itertools
+import math
 import os
 import re
 import subprocess
@@ -53,40 +53,37 @@ def read(path: Path) -> dict:
 
 
 def check_points(path: Path, sweep: dict) -> None:
-    """Raise InputError for what train.py would refuse, with each value that a parameter takes."""
-    for name in sweep["parameters"]:
-        for arguments in calls(sweep, [name]):
-            try:
-                inputs.check(arguments)
-            except inputs.InputError as error:
-                raise InputError(f"{path}: {error}") from error
-
-
-def check_rows(path: Path, sweep: dict) -> None:
-    """Raise InputError for rows that train.py would refuse."""
-    import data  # here, since it takes a second
-
-    names = [name for name in sweep["parameters"] if name.startswith("dataset_") or name == "assistant_only_loss"]
-    for arguments in calls(sweep, names):
+    """Raise InputError for what train.py would refuse before its slow imports."""
+    for arguments in calls(sweep):
         try:
-            data.check(arguments)
+            inputs.check(arguments)
         except inputs.InputError as error:
             raise InputError(f"{path}: {error}") from error
 
 
-def calls(sweep: dict, names: list[str]) -> list[list[str]]:
-    """The arguments that train.py gets with each value of these parameters; none if the sweep runs another program."""
+def calls(sweep: dict) -> list[list[str]]:
+    """The arguments that train.py gets with each value of each parameter, the others at their first.
+
+    None if the sweep runs another program.
+    """
     words = [str(word) for word in sweep.get("command") or ("${program}", "${args}")]
     programs = [Path(str(sweep.get("program")) if word == "${program}" else word).name for word in words]
     if "train.py" not in programs:
         return []
     flags = words[programs.index("train.py") + 1 :]
-    parameters = [sweep["parameters"][name] for name in names]
+    values = {name: spec.get("values", [spec.get("value")]) for name, spec in sweep["parameters"].items()}
+    first = {name: listed[0] for name, listed in values.items()}
     found = []
-    for point in itertools.product(*(parameter.get("values", [parameter.get("value")]) for parameter in parameters)):
-        given = [f"--{name}={value}" for name, value in zip(names, point, strict=True) if value is not None]
+    for point in (first, *(first | {name: value} for name, listed in values.items() for value in listed[1:])):
+        given = [f"--{name}={value}" for name, value in point.items() if value is not None]
         found.append([word for flag in flags for word in (given if flag == "${args}" else [flag])])
     return found
+
+
+def runs_of(sweep: dict) -> float:
+    """How many runs the sweep will have; infinite if that is not known before the server has it."""
+    counts = [len(spec.get("values", [spec.get("value")])) for spec in sweep["parameters"].values()]
+    return min(math.prod(counts) if sweep.get("method") == "grid" else math.inf, sweep.get("run_cap") or math.inf)
 
 
 def recipe_of(sweep: dict) -> Path | None:

@@ -20,13 +20,13 @@ def size(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gang", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", metavar="ENTITY/PROJECT/SWEEP")
     parser.add_argument("--size", default="auto", type=size, metavar="N|auto", help="at once; default: measured")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.sweep.count("/") != 2:
         print(f"gang: {options.sweep!r}: give ENTITY/PROJECT/SWEEP, as `wandb sweep` prints it", file=sys.stderr)
         return 2
@@ -55,4 +55,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    words = sys.argv[1:]
+    if words == ["-"]:
+        from gang import early  # here, since torch and TRL take seconds
+
+        words = early.words()
+    sys.exit(main(words))

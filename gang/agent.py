@@ -26,6 +26,7 @@ from settings import parse
 from train import patiently
 
 INTERPRETER = re.compile(r"env|python[\d.]*|\$\{(env|interpreter)\}")  # words that may stand before train.py
+ALONE = "use wandb agent (experiment.py --one-by-one)"
 HEARTBEAT_SECONDS = 5  # as wandb agent
 DIFFER = {"learning_rate", "seed", "lora_r", "lora_alpha", "guide"}
 
@@ -85,26 +86,31 @@ class Sweep:
                 agent.retired = True
 
     def arguments(self, point: dict) -> list[str]:
-        """The flags with which `wandb agent` would call train.py."""
-        words = create_sweep_command(list(self.config.get("command") or ["${program}", "${args}"]))
-        macros = create_sweep_command_args({"args": point}) | {"program": [self.config.get("program", "")]}
-        words = [part for word in words for part in macros.get(str(word)[2:-1], [str(word)])]
-        for index, word in enumerate(words):
-            if Path(word).name == "train.py":
-                launcher = [word for word in words[:index] if not INTERPRETER.fullmatch(Path(word).name)]
-                if launcher:
-                    raise InputError(f"the sweep's command starts with {launcher[0]}; for that, use wandb agent")
-                return words[index + 1 :]
-        raise InputError(f"sweep {self.id}: its command does not run train.py; use wandb agent")
+        return arguments(self.config, point)
 
-    def check(self) -> None:
-        """Raise InputError, before anything is claimed, if no gang can train the sweep's recipe."""
-        first = {
-            key: {"value": (spec.get("values") or [spec.get("value", spec.get("min"))])[0]}
-            for key, spec in self.config["parameters"].items()
-        }
-        if reason := unfit(parse(self.arguments(first))):
-            raise InputError(f"{reason}; use wandb agent")
+
+def arguments(sweep: dict, point: dict) -> list[str]:
+    """The flags with which `wandb agent` would call train.py."""
+    words = create_sweep_command(list(sweep.get("command") or ["${program}", "${args}"]))
+    macros = create_sweep_command_args({"args": point}) | {"program": [sweep.get("program", "")]}
+    words = [part for word in words for part in macros.get(str(word)[2:-1], [str(word)])]
+    for index, word in enumerate(words):
+        if Path(word).name == "train.py":
+            launcher = [word for word in words[:index] if not INTERPRETER.fullmatch(Path(word).name)]
+            if launcher:
+                raise InputError(f"the sweep's command starts with {launcher[0]}; for that, {ALONE}")
+            return words[index + 1 :]
+    raise InputError(f"the sweep's command does not run train.py; {ALONE}")
+
+
+def check(sweep: dict) -> None:
+    """Raise InputError if no gang can train the recipe of a sweep, given as its configuration."""
+    first = {
+        key: {"value": (spec.get("values") or [spec.get("value", spec.get("min"))])[0]}
+        for key, spec in sweep["parameters"].items()
+    }
+    if reason := unfit(parse(arguments(sweep, first))):
+        raise InputError(f"{reason}; {ALONE}")
 
 
 def difference(first: dict, other: dict) -> str | None:
@@ -120,7 +126,7 @@ class Agents:
     """The agents of one process, and the gangs that they make up."""
 
     def __init__(self, sweep: Sweep, size: int | None):
-        sweep.check()
+        check(sweep.config)  # before anything is claimed
         self.sweep, self.size = sweep, size
         self.agents = sweep.agents(size or 1)
         self.loop = Loop(sweep.id)
