@@ -53,9 +53,10 @@ def check_model(base: BaseConfig) -> None:
         base.model_revision = commit(file or "") or base.model_revision
         source = {"pretrained_model_name_or_path": base.model_name_or_path, "revision": base.model_revision}
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-        for file in weight_files(base.model_name_or_path, base.model_revision):
-            with safe_open(file, "pt"):  # compares the header with the length
-                pass
+        for file, listed in weight_files(base.model_name_or_path, base.model_revision).items():
+            with safe_open(file, "pt") as tensors:  # compares the header with the length
+                if lost := sorted(listed - set(tensors.keys())):
+                    raise ValueError(f"{Path(file).name} lacks {lost[0]}, which {INDEX_NAME} has in it")
         AutoTokenizer.from_pretrained(**source)
     except Exception as error:  # of the network, the Hub, safetensors, tokenizers: each says in its first line what
         hint = "give a local directory or a Hub name (and a network)"
@@ -88,16 +89,16 @@ def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> No
     if not template:
         hint = "set chat_template_path, or give rows of prompt + completion as plain text"
         raise InputError(f"{name} is missing, and rows of turns need one; {hint}")
-    tokenizer.chat_template, mark = template, training.assistant_only_loss
+    tokenizer.chat_template, mark, marked = template, training.assistant_only_loss, None
     if mark and not has_generation_markers(template):
         try:
-            template = get_training_chat_template(tokenizer)  # TRL has one for each well-known template
+            marked = get_training_chat_template(tokenizer)  # TRL has one for each well-known template
         except ValueError as error:
             hint = "mark them with {% generation %}, or give rows of prompt + completion"
             raise InputError(f"assistant_only_loss: {name} marks no answers; {hint}") from error
     for number, row in enumerate(rows.select(range(min(FIRST_ROWS, len(rows)))), 1):
         turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-        options = {"chat_template": template, "return_dict": True, "return_assistant_tokens_mask": mark}
+        options = {"chat_template": marked, "return_dict": True, "return_assistant_tokens_mask": mark}
         try:
             written = tokenizer.apply_chat_template(turns, **template_options(row), **options)
         except Exception as error:  # of Jinja2, and whatever a template meets that it does not expect
@@ -126,13 +127,15 @@ def expert_count(config: PreTrainedConfig) -> int:
     return max(counts) if max(counts) > 1 else 0
 
 
-def weight_files(name: str, revision: str) -> list[str]:
-    """The model's safetensors files, fetched where they are on the Hub."""
+def weight_files(name: str, revision: str) -> dict[str, set[str]]:
+    """The model's safetensors files, fetched where they are on the Hub, and what each holds if an index says so."""
     optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     if not cached_file(name, SAFE_WEIGHTS_NAME, **optional) and (index := cached_file(name, INDEX_NAME, **optional)):
-        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-        return cached_files(name, sorted(set(shards)), revision=revision)
-    return cached_files(name, [SAFE_WEIGHTS_NAME], revision=revision)
+        place = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(place.values()))
+        files = cached_files(name, shards, revision=revision)
+        return {file: {key for key in place if place[key] == shard} for file, shard in zip(files, shards, strict=True)}
+    return {file: set() for file in cached_files(name, [SAFE_WEIGHTS_NAME], revision=revision)}
 
 
 def model_arguments(base: BaseConfig, training: TrainConfig) -> dict:

@@ -55,7 +55,7 @@ from checkpoint import Checkpoint, Keeper, Rows, find, identity, interruption, p
 from data import DataConfig, fingerprint, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
 from memory import OutOfMemory, fitting, release
-from model import check_model, check_template, dequantised, load_model, model_arguments
+from model import check_model, check_template, dequantised, load_model, model_arguments, template_options
 from settings import BaseConfig, Parser, TrainConfig, parse, swept_values
 
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
@@ -191,9 +191,8 @@ class Trainer(SFTTrainer):
         if isinstance(asked, str):
             ids, reference = tokenizer(asked)["input_ids"], answer.removesuffix(tokenizer.eos_token)  # TRL has added it
         else:
-            tools, options = row.get("tools"), row.get("chat_template_kwargs") or {}  # as TRL has them
-            options |= {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-            prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, **options)
+            options = {"add_generation_prompt": True, "return_dict": True} | template_options(row)
+            prompt = tokenizer.apply_chat_template(asked, **options)
             ids, reference = prompt["input_ids"], ""
             if answer:
                 reference = answer[0].get("content") or json.dumps(answer[0].get("tool_calls"))

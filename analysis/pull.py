@@ -135,13 +135,20 @@ def pull(paths: list[str], output: Path | None) -> tuple[Path, list]:
 
 
 def set_aside(output: Path, sweeps: set[str], directories: set[str]) -> None:
-    """Move what `output` holds of other sweeps, or of rates that these do not have, to previous/SWEEP/lr_*."""
+    """Move what `output` holds of other sweeps to previous/SWEEP/lr_*.
+
+    What it holds of these alone, under a rate that they do not have (now), is superseded: a run that has just begun has
+    no configuration yet.
+    """
     for path in sorted(output.glob("lr_*/run_data.json")):
         try:
             held = sorted(sweep["id"] for sweep in json.loads(path.read_text(encoding="utf-8"))["sweeps"])
         except (ValueError, KeyError, TypeError):
             held = ["unreadable"]
         if not sweeps.isdisjoint(held) and path.parent.name in directories:
+            continue
+        if sweeps.issuperset(held):
+            path.unlink()
             continue
         kept = output / "previous" / "-".join(held) / path.parent.name / path.name
         save(kept, path.read_text(encoding="utf-8", errors="replace"))

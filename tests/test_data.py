@@ -131,17 +131,6 @@ def test_without_an_answer_to_count_a_row_is_named(rows, message):
         read({}, assistant_only_loss=True)
 
 
-def test_rows_are_checked_as_a_recipe_and_its_flags_ask():
-    Path("recipe.yaml").write_text("dataset_name: rows.jsonl\ndataset_train_split: 'train[:1]'\nmax_steps: 3\n")
-    Path("rows.jsonl").write_text(PAIR + PAIR)
-    flags = ["--config", "recipe.yaml", "--learning_rate=1e-3", "--dataset_test_split", "train[1:]"]
-    data.check(flags)
-    with pytest.raises(data.InputError, match="corresponds to no data"):
-        data.check([*flags, "--dataset_train_split=train[:0]"])
-    with pytest.raises(data.InputError, match="assistant_only_loss: true needs messages"):
-        data.check([*flags, "--assistant_only_loss"])
-
-
 def test_the_built_in_rows_are_made_when_they_are_used(monkeypatch):
     made = []
     monkeypatch.setattr(data.subprocess, "run", lambda command, check: made.append(command[-1]))

@@ -100,22 +100,23 @@ def test_an_unwritable_output_directory_is_named(experiment, tmp_path):
     assert "choose a writable directory" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
-def test_rows_that_cannot_be_read_make_no_sweep(experiment, checkout, tiny_sweep):
-    path = tiny_sweep(2.0e-4)
-    (checkout / "rows.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    path.write_text(path.read_text().replace("parameters:", "parameters:\n  dataset_name: {value: rows.jsonl}"))
-    result = experiment("--sweep", path)
+@pytest.mark.parametrize("more", [["--one-by-one"], ["--guides"], ["--refine"]], ids=" ".join)
+def test_what_a_run_would_refuse_makes_no_sweep(more, experiment, checkout, tiny_sweep, tmp_path):
+    path, recipe = tiny_sweep(2.0e-4, 1.0e-3), tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text() + "max_step: 3\n")
+    result = experiment("--sweep", path, *more)
     assert result.returncode == 2
-    assert "rows.jsonl, line 2, column 9: Expecting value" in result.stderr and len(result.stderr.splitlines()) == 1
-    assert not list(checkout.glob("outputs/*"))
+    assert result.stderr == f"experiment: {path}: unknown key 'max_step'; did you mean 'max_steps'?\n"
+    assert [path.name for path in checkout.glob("outputs/*")] == ["local_wandb"]
 
 
 def test_what_train_refuses_is_shown(experiment, tiny_sweep):
+    """What is known only when all rows have been tokenised."""
     path = tiny_sweep(2.0e-4)
-    path.write_text(path.read_text().replace("learning_rate:", "learnig_rate:"))
+    path.write_text(path.read_text().replace("parameters:", "parameters:\n  max_length: {value: 8}"))
     result = experiment("--sweep", path)
     assert result.returncode == 2
-    assert "unknown key 'learnig_rate'; did you mean 'learning_rate'?" in result.stderr
+    assert "no row has an answer within max_length: 8" in result.stderr
     assert "no run has logged anything: no report" in result.stderr
 
 

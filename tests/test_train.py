@@ -18,6 +18,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GPT2Config, LlamaConfig, MixtralConfig
 from wandb.errors import AuthenticationError
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
@@ -353,15 +354,20 @@ def test_bad_arguments_are_named(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("chat_template.jinja", b"", "'MODEL' has no chat template, which rows of turns need"),
-        ("chat_template.jinja", b"{{ messages }}", "the chat template of .*'MODEL' marks no answers"),
+        ("chat_template.jinja", b"", "the chat template of .*'MODEL' is missing, and rows of turns need one"),
+        ("chat_template.jinja", b"{{ messages }}", "the chat template of .*'MODEL' marks no answers; mark them"),
+        ("chat_template.jinja", b"{% if false %}{% generation %}{% endgeneration %}{% endif %}{{ messages }}",
+         "'MODEL' marks no answer in row 1; put {% generation %} and"),
+        ("chat_template.jinja", b"{% generation %}{% if %}", "'MODEL' cannot write row 1: Expected an expression"),
+        ("chat_template.jinja", b"{% generation %}{{ messages[9].content }}{% endgeneration %}",
+         "'MODEL' cannot write row 1: list object has no element 9; give rows that it can, or another chat_template"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "'MODEL': .*header"),
         ("model.safetensors", b"half of it", "'MODEL': .*not fully covered"),
         ("tokenizer.json", b"{", "'MODEL': .*"),
         ("config.json", b"{", "'MODEL': .*config.json"),
         ("config.json", b'{"model_type": "nonesuch"}', "'MODEL': .*nonesuch"),
     ],
-)
+)  # fmt: skip
 def test_an_unfit_model_is_named_before_a_run_begins(name, content, message, tmp_path):
     model, output = tmp_path / "model", tmp_path / "adapters"
     shutil.copytree("starter/model", model)
@@ -373,6 +379,42 @@ def test_an_unfit_model_is_named_before_a_run_begins(name, content, message, tmp
     with pytest.raises(InputError, match=message.replace("MODEL", re.escape(str(model)))) as caught:
         train.read_data(*parse([*STARTER, *flags]))
     assert "\n" not in str(caught.value) and not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages }}", "chat_template_path 'FILE' marks no answers; mark them with {% generation %}"),
+        ("", "chat_template_path 'FILE' is missing, and rows of turns need one"),
+        (None, "chat_template_path 'FILE': .*; give a .jinja file, or a model whose template to take"),
+    ],
+)
+def test_an_unfit_template_file_is_named_before_a_run_begins(template, message, tmp_path):
+    path = tmp_path / "template.jinja"
+    if template is not None:
+        path.write_text(template)
+    flags = ["--chat_template_path", str(path), "--dataset_test_split", "test[:8]", "--output_dir", str(tmp_path)]
+    with pytest.raises(InputError, match=message.replace("FILE", str(path))) as caught:
+        train.read_data(*parse([*STARTER, *flags]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_in_parts_is_whole(tmp_path):
+    shutil.copytree("starter/model", model := tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    index = {"weight_map": {name: f"{number % 2}.safetensors" for number, name in enumerate(tensors)}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    first, second = ({name: tensors[name] for name in list(tensors)[part::2]} for part in (0, 1))
+    flags = ["--model_name_or_path", str(model), "--dataset_test_split", "test[:8]", "--output_dir", str(tmp_path)]
+    save_file(first, model / "0.safetensors")
+    with pytest.raises(InputError, match=r"'.*/model': .* 1\.safetensors"):
+        train.read_data(*parse([*STARTER, *flags]))
+    save_file(dict(list(second.items())[1:]), model / "1.safetensors")
+    with pytest.raises(InputError, match=rf"1.safetensors lacks {re.escape(next(iter(second)))}, which model.safe"):
+        train.read_data(*parse([*STARTER, *flags]))
+    save_file(second, model / "1.safetensors")
+    train.read_data(*parse([*STARTER, *flags]))
 
 
 @pytest.mark.slow

@@ -140,6 +140,18 @@ def test_data_of_another_sweep_are_kept_aside(server, sweep, tmp_path):
     assert not (tmp_path / "lr_0.003/run_data.json").exists()
 
 
+def test_what_a_sweep_has_under_another_rate_now_is_superseded(tmp_path, capsys):
+    """A run that has just begun has no configuration, and so no rate."""
+    for rate, sweep in (("unknown", "one"), ("0.1", "one"), ("0.2", "two")):
+        folder = tmp_path / f"lr_{rate}"
+        folder.mkdir()
+        (folder / "run_data.json").write_text(json.dumps({"sweeps": [{"id": sweep}]}))
+    pull.set_aside(tmp_path, {"one"}, {"lr_0.1"})
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("run_data.json"))
+    assert left == ["lr_0.1/run_data.json", "previous/two/lr_0.2/run_data.json"]
+    assert "unknown" not in capsys.readouterr().out
+
+
 def test_a_sweep_and_its_refinement_merge(server, sweep, tmp_path):
     assert analyse(server, sweep, "--output", tmp_path, "--refine").returncode == 0
     rates = yaml.safe_load((tmp_path / "sweeps/round-1.yaml").read_text())["parameters"]["learning_rate"]["values"]

@@ -1,0 +1,62 @@
+"""gang/early.py: what runs, or a gang, would refuse is known before their sweep exists."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import sweep
+from gang import early
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "recipe", "parameters", "message"),
+    [
+        (None, {}, {}, None),
+        (None, {}, {"lora_r": [8, 16], "dataset_name": ["rows.jsonl"]}, None),
+        (None, {"max_step": 4}, {}, "unknown key 'max_step'; did you mean 'max_steps'"),
+        (None, {}, {"lr": [1.0e-4]}, "unknown key 'lr'"),
+        (None, {"packing": True}, {}, "packing: True is not possible here, use false"),
+        (None, {"warmup_steps": 9}, {"max_steps": [10, 9]}, "max_steps: 9 ends in the warm-up"),
+        (None, {}, {"lr_scheduler_type": ["cosine", "linaer"]}, "linaer"),
+        (None, {}, {"guide": ["qlora", "nonesuch"]}, "guide: nonesuch: recipes/guides.yaml has"),
+        (None, {"optim": "sgd"}, {}, "optim: sgd; a gang has only .*; use wandb agent .experiment"),
+        (lambda: Path("rows.jsonl").write_text("{"), {}, {}, "rows.jsonl, line 1, column 2: Expecting property"),
+        (None, {"assistant_only_loss": False}, {"dataset_name": ["rows.jsonl", "more.jsonl"]},
+         "more.jsonl, train: row 1: 5 stands where text"),
+        (lambda: Path("model/chat_template.jinja").write_text("{{ 1 / 0 }}"), {"assistant_only_loss": False}, {},
+         "the chat template of model_name_or_path './model' cannot write row 1: division by zero"),
+        (lambda: cut(Path("model/model.safetensors")), {}, {}, "model_name_or_path './model': .*not fully covered"),
+        (lambda: Path("model/config.json").write_text('{"model_type": "x"}'), {}, {}, "model_name_or_path './model': "),
+        (lambda: Path("file").touch(), {"output_dir": "file/x"}, {}, "output_dir file/x: Not a directory; choose a wr"),
+    ],
+)  # fmt: skip
+def test_what_a_run_would_refuse_is_one_line(spoil, recipe, parameters, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "starter/model", "model")
+    turns = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
+    Path("rows.jsonl").write_text(json.dumps({"messages": turns}))
+    Path("more.jsonl").write_text('{"text": 5}\n')
+    fixed = {"model_name_or_path": "./model", "dataset_name": "rows.jsonl", "dataset_test_split": "train"}
+    fixed |= {"assistant_only_loss": True, "max_steps": 10} | recipe
+    Path("recipe.yaml").write_text(yaml.safe_dump(fixed))
+    if spoil:
+        spoil()
+    config = {
+        "program": "train.py",
+        "method": "grid",
+        "command": ["python", "${program}", "--config", "recipe.yaml", "${args}"],
+        "parameters": {name: {"values": values} for name, values in ({"seed": [0, 1]} | parameters).items()},
+    }
+    found = early.fault(config, sweep.calls(config), True)
+    assert (found or "").count("\n") == 0
+    assert found is None if message is None else re.search(message, found), found
