@@ -147,7 +147,7 @@ def set_aside(output: Path, sweeps: set[str], directories: set[str]) -> None:
             held = ["unreadable"]
         if not sweeps.isdisjoint(held) and path.parent.name in directories:
             continue
-        if sweeps.issuperset(held):
+        if held and sweeps.issuperset(held):
             path.unlink()
             continue
         kept = output / "previous" / "-".join(held) / path.parent.name / path.name

@@ -31,9 +31,14 @@ def runs_of(study: Study, sweeps: list[dict]) -> list[Run]:
 
 
 def budget_left(study: Study, budget: int | None) -> int:
-    """How many more runs may be spent of `budget`; of as many as the rounds did not make if that is None."""
-    spent = len(runs_of(study, made(study)))
-    return (len(study.runs) - spent if budget is None else budget) - spent
+    """How many more runs may be spent of `budget`; of as many as the rounds did not make if that is None.
+
+    A run that was interrupted and begun anew counts once.
+    """
+    points = {(run.sweep, run.learning_rate, run.seed) for run in study.runs if run.learning_rate is not None}
+    ids = {sweep["id"] for sweep in made(study)}
+    spent = sum(sweep in ids for sweep, *_ in points)
+    return (len(points) - spent if budget is None else budget) - spent
 
 
 def following(study: Study, left: int | None = None) -> Round | Decision | None:

@@ -66,6 +66,10 @@ def test_the_report_places_the_best_rate_where_the_search_does():
 def test_what_is_left_of_the_budget():
     assert [rounds.budget_left(searched(*some), None) for some in ((), (FIRST,), (FIRST, SECOND))] == [3, 1, -3]
     assert rounds.budget_left(searched(FIRST), 12) == 10
+    sweep, runs = FIRST
+    begun_anew = [simulate.record("cut", 1e-3, 0, 100, examples=20, sweep=sweep["id"]), *runs]
+    begun_anew[0] |= {"id": "killed", "state": "crashed"}
+    assert len(searched((sweep, begun_anew)).runs) == 6 and rounds.budget_left(searched((sweep, begun_anew)), 12) == 10
 
 
 def test_the_next_round_is_a_sweep_and_a_follow_up():
