@@ -55,9 +55,7 @@ class Early:
             start_new_session=True,
             pass_fds=[line],
         )
-        self.say({"sweep": sweep, "calls": calls, "gang": gang})
-        if not gang:
-            self.process.stdin.close()  # it ends when it has answered
+        self.say({"sweep": sweep, "calls": calls, "gang": gang}, last=not gang)  # without a gang it ends then
 
     def __enter__(self) -> "Early":
         return self
@@ -66,8 +64,11 @@ class Early:
         self.process.terminate()
         self.process.wait()
 
-    def say(self, what: dict) -> None:
-        print(json.dumps(what, default=str), file=self.process.stdin, flush=True)
+    def say(self, what: dict, last: bool) -> None:
+        with contextlib.suppress(BrokenPipeError):  # killed meanwhile: its exit code says so
+            print(json.dumps(what, default=str), file=self.process.stdin, flush=True)
+            if last:
+                self.process.stdin.close()
 
     def fault(self) -> str | None:
         """What the runs or the gang would refuse before their first step, once its imports are done."""
@@ -77,7 +78,8 @@ class Early:
 
     def become(self, words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
         """Let it go on as `python -m gang WORDS`."""
-        self.say({"words": words, "environment": environment, "log": str(log)})
+        log.write_text("")
+        self.say({"words": words, "environment": environment, "log": str(log)}, last=True)
         return self.process
 
 

@@ -153,6 +153,7 @@ class Experiment:
         self.poll_seconds = POLL_SECONDS[options.server]
         folder.check_latest()
         writable(self.output or OUTPUTS)
+        self.gpus = devices()
 
     def run(self, server: Server | None) -> int:
         """Everything from the sweep to the report, round by round; returns the exit code."""
@@ -170,10 +171,9 @@ class Experiment:
         """For a new sweep the process that checks what its runs read, and then is its first gang."""
         if self.config is None:
             return contextlib.nullcontext()
-        gpus = devices()
-        gang = not self.options.one_by_one and runs_of(self.config) > (len(gpus) or 1)
+        gang = not self.options.one_by_one and runs_of(self.config) > (len(self.gpus) or 1)
         arguments = calls(self.config)
-        return Early(self.config, arguments, gang, gpus, line) if gang or arguments else contextlib.nullcontext()
+        return Early(self.config, arguments, gang, self.gpus, line) if gang or arguments else contextlib.nullcontext()
 
     def work(self, server: Server | None, early: Early | None) -> int:
         from analysis import pull  # W&B's client takes a second to import, in which the server starts
@@ -213,7 +213,7 @@ class Experiment:
                 for run in [run for run in sweep.runs if run.state in ("failed", "crashed", "killed")]:
                     run.delete()  # W&B's own way to have a point of a grid offered again
             wandb_sweep(["--resume", newest], server)
-        gpus, total = devices(), sweep.expected_run_count
+        gpus, total = self.gpus, sweep.expected_run_count
 
         def states() -> list[dict] | None:
             runs = pull.states(api, newest)
