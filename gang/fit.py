@@ -1,5 +1,7 @@
 """What a gang computes: the settings and models that it trains as train.py does; it refuses all others by name."""
 
+from enum import Enum
+
 from transformers import AutoConfig, SchedulerType
 
 from model import check_model, expert_count, quantization
@@ -32,7 +34,8 @@ def unfit(configuration: tuple) -> str | None:
     """What no gang can train, as "key: value; a gang has only value"."""
     for key, value in ((key, value) for part in configuration for key, value in vars(part).items()):
         if key in ONLY and value not in ONLY[key]:
-            return f"{key}: {value}; a gang has only {' and '.join(map(str, ONLY[key]))}"
+            said = value.value if isinstance(value, Enum) else value
+            return f"{key}: {said}; a gang has only {' and '.join(map(str, ONLY[key]))}"
     if configuration[1].freeze_a and configuration[1].weight_decay:
         return "freeze_a with weight_decay; a gang has only weight_decay: 0.0"
     _, training, base = configuration
