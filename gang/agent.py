@@ -85,9 +85,6 @@ class Sweep:
             elif command["type"] == "exit":
                 agent.retired = True
 
-    def arguments(self, point: dict) -> list[str]:
-        return arguments(self.config, point)
-
 
 def arguments(sweep: dict, point: dict) -> list[str]:
     """The flags with which `wandb agent` would call train.py."""
@@ -195,7 +192,7 @@ class Agents:
         for agent in (agent for agent in agents if agent.run_id):
             if self.size and len(seats) == self.size:
                 break
-            member = Member(agent.run_id, agent.point, self.sweep.arguments(agent.point))
+            member = Member(agent.run_id, agent.point, arguments(self.sweep.config, agent.point))
             first = next((member for _, member in seats.values()), member)
             if reason := difference(first.point, agent.point) or self.apart(first, member):
                 print(f"gang: {agent.run_id} trains in a later gang ({reason})", flush=True)

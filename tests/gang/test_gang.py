@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import train
 from data import load_split
 from gang import size
-from gang.agent import Agents, Sweep, difference
+from gang.agent import Agents, Sweep, arguments, difference
 from gang.loop import Gang, Loop
 from gang.member import Member
 from gang.packing import packable
@@ -438,14 +438,12 @@ def test_out_of_memory_tries_less_and_goes_on(server, tmp_path, api, monkeypatch
 
 
 def test_the_sweeps_command_gives_the_flags_of_train_py():
-    sweep = object.__new__(Sweep)
     command = ["${env}", "python", "${program}", "--config", "r.yaml", "${args}"]
-    sweep.id, sweep.config = "s", {"program": "train.py", "command": command}
     point = {"learning_rate": {"value": 1e-3}, "seed": {"value": 2}}
-    assert sweep.arguments(point) == ["--config", "r.yaml", "--learning_rate=0.001", "--seed=2"]
-    sweep.config["program"] = "other.py"
+    sweep = {"program": "train.py", "command": command}
+    assert arguments(sweep, point) == ["--config", "r.yaml", "--learning_rate=0.001", "--seed=2"]
     with pytest.raises(InputError, match="does not run train"):
-        sweep.arguments(point)
+        arguments({"program": "other.py", "command": command}, point)
 
 
 @pytest.mark.parametrize(
