@@ -100,7 +100,7 @@ def test_an_unwritable_output_directory_is_named(experiment, tmp_path):
     assert "choose a writable directory" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("more", [["--one-by-one"], ["--guides"], ["--refine"]], ids=" ".join)
+@pytest.mark.parametrize("more", [["--guides"], ["--refine", "--one-by-one"]], ids=" ".join)
 def test_what_a_run_would_refuse_makes_no_sweep(more, experiment, checkout, tiny_sweep, tmp_path):
     path, recipe = tiny_sweep(2.0e-4, 1.0e-3), tmp_path / "recipe.yaml"
     recipe.write_text(recipe.read_text() + "max_step: 3\n")
