@@ -44,7 +44,7 @@ LIBRARIES = (
 )  # fmt: skip
 LOADED = "ignore::pytest.PytestAssertRewriteWarning"  # that libraries have been loaded before pytest
 FAST = ["-m", "not slow"]
-REPORT = ["tests/analysis/test_study.py", "tests/analysis/test_report.py"]
+REPORT = ["tests/analysis/test_study.py", "tests/analysis/test_report.py", "tests/test_results.py", *FAST]
 TRAIN = ["tests/test_train.py", "tests/test_adapter.py", "-k", "not exit and not no_run_is_opened and not sigterm"]
 RESUME = ["tests/test_checkpoint.py", "-k", "not killed"]
 ALIKE, DIVERGED, CRASHED, FLAGS, PLACED, ADAMW, SIZE, MEMORY, STATIC, AWAY = (
@@ -93,7 +93,7 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "analysis/behaviour.py": ["tests/analysis/test_behaviour.py", *REPORT],
         "analysis/budget.py": ["tests/analysis/test_budget.py", *REPORT],
         "analysis/curves.py": ["tests/analysis/test_behaviour.py", "tests/analysis/test_statistics.py", *REPORT],
-        "analysis/guides.py": ["tests/analysis/test_guides.py", "-k", "not figure"],
+        "analysis/guides.py": ["tests/analysis/test_guides.py", "tests/test_results.py", "-k", "not figure", *FAST],
         "analysis/runs.py": ["tests/analysis/test_run_data.py", "tests/analysis/test_behaviour.py", *REPORT],
         "analysis/statistics.py": ["tests/analysis/test_statistics.py", *REPORT],
         "analysis/pull.py": ["tests/analysis/test_pull.py"],

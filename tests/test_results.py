@@ -9,12 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from analysis import report
+from analysis.files import to_json
+from analysis.results import results
+from analysis.runs import load
+from analysis.study import build
+
 ROOT = Path(__file__).parent.parent
-COMMITTED = subprocess.check_output(["git", "ls-files", "outputs/*/all_results.json"], cwd=ROOT, text=True).split()
+COMMITTED = re.findall(r"^!(outputs/\w+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("folder", [Path(path).parent for path in COMMITTED], ids=str)
-def test_the_report_and_the_numbers_come_out_again(folder, checkout):
+@pytest.mark.parametrize("folder", COMMITTED)
+def test_every_number_and_sentence_comes_out_again(folder):
+    found = results(build(*load(ROOT / folder)))
+    assert to_json(found, lines=3) == (ROOT / folder / "all_results.json").read_text()
+    pictures = [path.name for path in (ROOT / folder).glob("*.png")]
+    assert report.render(found, ROOT / folder, pictures) == (ROOT / folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("folder", COMMITTED)
+def test_the_command_makes_them_without_a_network(folder, checkout):
     for path in (ROOT / folder).glob("lr_*/**/run_data.json"):
         target = checkout / path.relative_to(ROOT)
         target.parent.mkdir(parents=True)
