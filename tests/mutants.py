@@ -44,7 +44,7 @@ LIBRARIES = (
 )  # fmt: skip
 LOADED = "ignore::pytest.PytestAssertRewriteWarning"  # that libraries have been loaded before pytest
 FAST = ["-m", "not slow"]
-REPORT = ["tests/analysis/test_study.py", "tests/analysis/test_report.py", "tests/test_results.py", *FAST]
+REPORT = ["tests/test_results.py", "tests/analysis/test_study.py", "tests/analysis/test_report.py", *FAST]
 TRAIN = ["tests/test_train.py", "tests/test_adapter.py", "-k", "not exit and not no_run_is_opened and not sigterm"]
 RESUME = ["tests/test_checkpoint.py", "-k", "not killed"]
 ALIKE, DIVERGED, CRASHED, FLAGS, PLACED, ADAMW, SIZE, MEMORY, STATIC, AWAY = (

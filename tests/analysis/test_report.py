@@ -492,8 +492,13 @@ def test_what_the_sizes_mean_is_said_only_where_it_holds():
     assert same in report.why(found)[0]
     rows[0]["first_move"] = False
     assert "necessarily" not in report.why(found)[0]
-    found["planned_steps"] = 300  # 1276 steps are no longer out of reach
-    assert "single entries" not in "\n".join(report.why(found))
+    first, told = rows[0], lambda: "single entries" in "\n".join(report.why(found))
+    for entry, direction, turns in ((501, 99, True), (500, 99, False), (501, 100, False)):  # of 100 steps
+        first |= {"entry_steps": [1, entry], "direction_steps": [1, direction]}
+        assert told() is turns
+    rows[1] |= rows[0] | {"direction_steps": [1, 99], "learning_rate": rows[1]["learning_rate"]}
+    first["direction_steps"] = [1, 99]
+    assert "At 1e-5 and 2e-4 single entries of A hardly move in 100 steps (at 1e-5 they need" in report.why(found)[1]
 
 
 def test_a_gap_within_one_pass_is_no_memory():
