@@ -105,7 +105,8 @@ ROOMS: dict[str, dict[str, list[str]]] = {
     },
     "local_wandb": {
         "local_wandb/search.py": ["tests/local_wandb/test_search.py"],
-        **{f"local_wandb/{name}.py": SERVER for name in ("filters", "nodes", "runs", "store", "sweeps")},
+        "local_wandb/filters.py": ["tests/local_wandb/test_filters.py", *SERVER],
+        **{f"local_wandb/{name}.py": SERVER for name in ("nodes", "runs", "store", "sweeps")},
     },
 }
 
