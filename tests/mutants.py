@@ -66,6 +66,14 @@ NUMBERS = ["tests/gang/test_head.py", "tests/gang/test_attention.py", ADAMW, STA
 MEMBERS = [FLAGS, AWAY, CRASHED, ALIKE, DIVERGED, "tests/gang/test_resume.py"]
 SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("schema", "runs", "sweeps")]
 SERVER += ["-k", "not long and not scheduler"]
+STORE = ["tests/local_wandb/test_store.py"]
+STORE += [
+    f"tests/local_wandb/test_safety.py::test_a_{name}"
+    for name in (
+        "database_that_is_none_is_refused_and_left_alone",
+        "database_of_the_first_version_is_brought_up_to_date",
+    )
+]
 STUDY_FILES = (
     "checks", "controls", "followups", "headline", "hypotheses", "mechanism", "provenance", "rates",
     "results", "study", "sweep", "tables", "words",
@@ -106,7 +114,8 @@ ROOMS: dict[str, dict[str, list[str]]] = {
     "local_wandb": {
         "local_wandb/search.py": ["tests/local_wandb/test_search.py"],
         "local_wandb/filters.py": ["tests/local_wandb/test_filters.py", *SERVER],
-        **{f"local_wandb/{name}.py": SERVER for name in ("nodes", "runs", "store", "sweeps")},
+        "local_wandb/store.py": [*STORE, *SERVER],
+        **{f"local_wandb/{name}.py": SERVER for name in ("nodes", "runs", "sweeps")},
     },
 }
 
