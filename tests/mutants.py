@@ -133,8 +133,8 @@ class Mutant(NamedTuple):
             path, place = generator.choice(places)
             operator, occurrence = generator.choice(sorted(places_of(path)[place]))
             before = (ROOT / path).read_text()
-            after = mutate_code(before, plugins.get_operator(operator)(), occurrence)
-            with suppress(SyntaxError):  # an operator may make what is no Python
+            with suppress(AttributeError, SyntaxError):  # operators fail at `except a.B:`, or make what is no Python
+                after = mutate_code(before, plugins.get_operator(operator)(), occurrence)
                 if after is not None and meaning(after) != meaning(before):
                     return cls(path, after, changes(before, after))
 
