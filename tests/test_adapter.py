@@ -105,6 +105,7 @@ def test_a_diverged_run_says_so_in_valid_json(losses, tmp_path, monkeypatch):
     facts = adapter.save(trainer, run, 1)
     json.dumps(facts, allow_nan=False)
     assert facts["rows_per_step"] == 4 * 3
+    assert not {"base_model_commit", "dataset_commit"} & set(facts)  # a folder has none
     card = ModelCard.load(tmp_path / "README.md")
     assert "diverged at step 1" in card.text and card.data.eval_results is None
     assert card.data.base_model is None and card.data.datasets is None  # folders are no names on the Hub

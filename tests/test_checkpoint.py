@@ -91,6 +91,7 @@ COSINE = ["--lr_scheduler_type", "cosine", "--freeze_a", "true", "--lora_dropout
 def test_a_resumed_run_equals_the_uninterrupted_one(flags, tmp_path, in_project):
     """Every column of every row, and the NLL of every example."""
     whole = trained(tmp_path / "whole", *flags)
+    assert not list((tmp_path / "whole").glob("own/*"))  # no checkpoint before its time
     with pytest.raises(SystemExit) as exit:
         trained(tmp_path / "parts", *flags, callbacks=[InterruptAfter(2)])
     assert exit.value.code == 143

@@ -113,8 +113,10 @@ ONE = {"dataset_name": "rows/all.jsonl"}
 def test_what_cannot_be_read_is_one_line(files, settings, message):
     with pytest.raises(data.InputError) as caught:
         read(files, **settings)
-    assert re.search(message, str(caught.value)), caught.value
-    assert "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert re.search(message, said), said
+    assert "\n" not in said
+    assert ("slice the file" in said) == ("Unknown split" in said and "dataset_name" in settings)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,7 @@ def test_what_cannot_be_read_is_one_line(files, settings, message):
 )
 def test_without_an_answer_to_count_a_row_is_named(rows, message):
     assert read({"train.jsonl": rows, "test.jsonl": rows})
+    assert data.load_split(data.DataConfig(dataset_name="rows"), "test")
     with pytest.raises(data.InputError, match=f"dataset_name rows, train: {message}"):
         read({}, assistant_only_loss=True)
 
@@ -148,6 +151,13 @@ def test_the_built_in_rows_are_made_when_they_are_used(monkeypatch):
 def test_rows_of_both_splits_are_counted(train, test):
     splits = [Dataset.from_dict({"text": rows, "source": [str(n) for n in range(len(rows))]}) for rows in (train, test)]
     assert data.shared_rows(*splits) == sum(row in train for row in test)
+
+
+def test_data_are_told_apart_by_every_row():
+    one, other = (Dataset.from_list(rows) for rows in (A + B, B + A))
+    assert data.fingerprint(one, other) == data.fingerprint(one, Dataset.from_list(B + A))
+    found = {data.fingerprint(*splits) for splits in ((one, other), (other, one), (one,), (other,), ())}
+    assert len(found) == 5 and {len(hexadecimal) for hexadecimal in found} == {16}
 
 
 def test_a_run_shows_what_it_reads():

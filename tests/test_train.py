@@ -277,6 +277,7 @@ def test_an_adapter_that_is_not_finite_leaves_the_others_their_size(value):
     first, second, third = train.update_sizes(train.update_squares(grams), 8.0)
     assert first == third == pytest.approx({"update_ratio": 0.5, "stable_rank": 2.0})
     assert all(map(math.isnan, second.values()))
+    assert train.update_sizes(torch.zeros(1, 2, 2, 2, 2), 8.0) == [{"update_ratio": 0.0}]  # as at step 0
 
 
 @given(st.integers(1, 100_000))

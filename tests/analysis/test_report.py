@@ -152,6 +152,15 @@ def test_where_the_rest_gains_nothing_it_says_to_stop():
     advice = found["advice"] | {"stop": False, "low": 2.68, "end": 2.71, "low_step": 60, "falling": [-0.02]}
     words = headline.when(found, advice | {"rise": {"mean": 0.03, "interval": [-0.002, 0.062]}})
     assert words == ", and stop at step 60 of 100: the rest gains nothing (2.68 and 2.71, not told apart)"
+    for passes, said in (
+        (None, "and stop at step 60 of 100 ("),
+        (0.4, "and stop at step 60 of 100 ("),
+        (0.95, "for about one pass over the data ("),
+        (1.05, "for about one pass over the data ("),
+        (1.2, "for about 1.2 passes over the data ("),
+        (2.0, "for about 2.0 passes over the data ("),
+    ):
+        assert headline.when(found, advice | {"stop": True, "low_passes": passes}).startswith(f", {said}")
 
 
 def test_a_best_rate_at_the_edge_is_said_to_be():

@@ -76,7 +76,8 @@ def test_missing_columns_are_named():
     rows = [
         {key: v for key, v in row.items() if key != "train/grad_norm"} for row in simulate.record("good")["history"]
     ]
-    assert len(one(history=rows)["train/grad_norm"]) == 0
+    run = one(history=rows)
+    assert len(run["train/grad_norm"]) == 0 and all(len(run[name]) for name in COLUMNS if name != "train/grad_norm")
     assert one(history=[]).notes == ["no train/loss recorded", "no eval/loss recorded"]
 
 
@@ -100,6 +101,17 @@ def test_passes_and_the_size_of_the_training_set():
     assert run.one_pass.step == 100 and run.best.step < run.end.step == 200
     assert read_run(simulate.record("good", train_examples=1737)).train_examples == 1737
     assert read_run(simulate.record("good")).one_pass is None
+    unknown = {"per_device_train_batch_size": None, "gradient_accumulation_steps": None}
+    assert read_run(simulate.record("good", **unknown)).train_examples is None
+
+
+def test_the_untrained_loss_is_that_of_step_0_alone():
+    record = simulate.record("good")
+    assert read_run(record).base_loss == simulate.BASE
+    (first,) = [row for row in record["history"] if row[STEP] == 0]
+    assert one(history=[row for row in record["history"] if row is not first]).base_loss is None
+    first["eval/loss"] = "NaN"
+    assert read_run(record).base_loss is None
 
 
 def test_one_pass_is_the_evaluation_nearest_to_its_end():

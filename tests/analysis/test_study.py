@@ -276,6 +276,9 @@ def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics(tmp_pa
     assert said.endswith("At 1e-5 the update ends as large: the cost is of its direction.")
     free = {"difference": {"mean": 0.0, "interval": None}}  # of a rate at which nothing is lost
     assert "update" not in report.control(found, one | {"points": [low | sized | free]})
+    for interval, effect in (([-0.001, 0.001], "does not matter (+0.000)"), ([-9.0, 9.0], "is not told from one that")):
+        even = {"difference": {"mean": 0.0, "interval": interval}}
+        assert f"at 1e-5 its effect {effect}" in report.control(found, one | {"points": [low | even]})
     assert tables.control_difference(low | {"difference": cost}, found) == "+0.200 [+0.100, +0.300]"
     assert tables.control_difference(low | {"difference": None}, found) == tables.NONE
     text = report.render(found, tmp_path, [])

@@ -216,10 +216,11 @@ def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys, monkeypat
     with pytest.raises(torch.OutOfMemoryError):
         losses(graphs={True: exhausted})
     torch.testing.assert_close(losses(checkpointing=True), expected, rtol=1e-5, atol=1e-5)
-    member = SimpleNamespace(trainer=trainer, training=training)
-    monkeypatch.setattr(size, "free_memory", lambda device: 64 * 2**30)  # whatever else this machine does
+    member, peaks = SimpleNamespace(trainer=trainer, training=training), iter([2 * 2**30, 3 * 2**30])  # of one, of two
+    monkeypatch.setattr(size, "peak_memory", lambda device: next(peaks))
+    monkeypatch.setattr(size, "reachable_memory", lambda device: 11.9 * 2**30 / size.USABLE)
     cost = measure(model, member, True, False)
-    assert len(cost.seconds) == 2 and cost.fits > 1
+    assert len(cost.seconds) == 2 and cost.fits == 1 + 9
 
 
 def test_what_a_graph_has_captured_stays_where_it_is(tmp_path):
@@ -306,6 +307,18 @@ def test_the_size_with_the_least_makespan():
     assert best_size(4, [1.0, 2.0], fits=8) == 1  # nothing shared: no reason for a gang
     assert best_size(5, [1.0, 1.1], fits=2) == 2
     assert best_size(math.inf, [1.0, 1.1], fits=6) == 6
+
+
+def test_a_processs_memory_is_what_linux_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(size, "PROCESS", tmp_path)
+    monkeypatch.setattr(size, "free_memory", lambda device: 1000)
+    (tmp_path / "statm").write_text("90 5 30\n")
+    (tmp_path / "status").write_text("VmPeak:\t      99 kB\nVmHWM:\t      12 kB\n")
+    cpu = torch.device("cpu")
+    assert size.peak_memory(cpu) == 12 * 1024
+    assert size.reachable_memory(cpu) == 5 * os.sysconf("SC_PAGE_SIZE") + 1000
+    size.reset_peak_memory(cpu)
+    assert (tmp_path / "clear_refs").read_text() == "5"
 
 
 def test_activations_are_recomputed_only_where_memory_asks_for_it(monkeypatch, capsys):

@@ -105,8 +105,9 @@ def test_a_sample_of_a_column_is_spread_over_all_its_rows(api):
     with start("sampled") as run:
         for x in range(10):
             run.log({"x": x})
-    found = wandb.Api().run(f"local/{PROJECT}/sampled").history(keys=["x"], samples=4, pandas=False)
-    assert [row["x"] for row in found] == [0, 3, 6, 9]
+    for keys in (["x"], None):
+        found = wandb.Api().run(f"local/{PROJECT}/sampled").history(keys=keys, samples=4, pandas=False)
+        assert [row["x"] for row in found] == [0, 3, 6, 9]
 
 
 @pytest.fixture(scope="module")

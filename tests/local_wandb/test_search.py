@@ -76,6 +76,8 @@ def test_grid_keeps_the_order_of_the_file():
 DRAWS = [  # distribution, where its draws lie, the middle of them
     ({"distribution": "uniform", "min": 1.0, "max": 3.0}, 1, 3, 2),
     ({"min": 1, "max": 3}, 1, 3, 2),
+    ({"min": 1, "max": 1.5}, 1, 1.5, 1.25),
+    ({"min": 1.5, "max": 3}, 1.5, 3, 2.25),
     ({"distribution": "q_uniform", "min": 0, "max": 10, "q": 5}, 0, 10, 5),
     ({"distribution": "log_uniform", "min": math.log(0.01), "max": 0}, 0.01, 1, 0.1),
     ({"distribution": "log_uniform_values", "min": 0.01, "max": 1}, 0.01, 1, 0.1),

@@ -14,7 +14,7 @@ from wandb.sdk.sweeps import SweepNotFoundError
 
 from local_wandb.runs import mark_lost
 from local_wandb.store import Store
-from local_wandb.sweeps import _new_run
+from local_wandb.sweeps import _experience, _new_run
 
 PROJECT = "agents"
 GRID = {"method": "grid", "program": "script.py", "parameters": {"lr": {"values": [0.1, 0.2, 0.3]}}}
@@ -260,6 +260,19 @@ def test_bayes_learns_from_the_runs(api, sweep):
     assert agent.beat() == [{"type": "exit"}]
 
 
+def test_the_search_sees_the_metric_over_time_where_it_asks_for_it(tmp_path):
+    store = Store(tmp_path)
+    project = store.insert("projects", entityName="local", name="p", createdAt=0.0)
+    times = {"createdAt": 0.0, "heartbeatAt": 0.0}
+    run = store.insert("runs", project=project["id"], name="r", state="running", **times)
+    store.append_history(run, 0, ['{"loss": 2}', '{"other": 1}', '{"loss": 1}'])
+    metric, early = {"metric": {"name": "loss"}}, {"early_terminate": {"type": "hyperband"}}
+    for config in (metric | {"method": "bayes"}, metric | early | {"method": "grid"}):
+        assert _experience(store, run, config)["history"] == [{"loss": 2}, {"loss": 1}]
+    for config in (metric | {"method": "grid"}, {"method": "bayes"}):
+        assert _experience(store, run, config)["history"] == []
+
+
 SCRIPT = """
 import argparse, signal, sys, time, wandb
 arguments = argparse.ArgumentParser()
@@ -376,12 +389,13 @@ def test_a_scheduler_draws_the_points(server, api, sweep, tmp_path):
 
 def test_of_what_a_scheduler_drew_no_more_than_the_cap_is_run(server, api, sweep):
     sid = sweep(GRID | {"scheduler": {"engine": "wandb"}, "run_cap": 1})
-    agent, store = Agent(api, sid), Store(server.data)
+    agent, other, store = Agent(api, sid), Agent(api, sid), Store(server.data)
+    assert agent.beat() == []  # nobody has drawn a point yet
     row = store.get("sweeps", name=sid)
     for run, rate in ((f"{sid}-1", 0.1), (f"{sid}-2", 0.2)):
         _new_run(store, row, run, {"lr": {"value": rate}}, run, time.time())
     assert agent.take() == (f"{sid}-1", 0.1)
-    assert agent.beat(f"{sid}-1") == []
+    assert agent.beat(f"{sid}-1") == other.beat() == []
     start(f"{sid}-1", sid).finish()
     assert agent.beat() == [{"type": "exit"}]
     assert states(sid) == {f"{sid}-1": "finished", f"{sid}-2": "killed"}
