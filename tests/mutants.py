@@ -47,7 +47,7 @@ FAST = ["-m", "not slow"]
 REPORT = ["tests/test_results.py", "tests/analysis/test_study.py", "tests/analysis/test_report.py", *FAST]
 TRAIN = ["tests/test_train.py", "tests/test_adapter.py", "-k", "not exit and not no_run_is_opened and not sigterm"]
 RESUME = ["tests/test_checkpoint.py", "-k", "not killed"]
-ALIKE, DIVERGED, CRASHED, FLAGS, PLACED, ADAMW, SIZE, MEMORY, LINUX, STATIC, NAMED = (
+ALIKE, DIVERGED, CRASHED, FLAGS, PLACED, ADAMW, SIZE, MEMORY, LINUX, STATIC, NAMED, TIME = (
     f"tests/gang/test_gang.py::test_{name}"
     for name in (
         "adapters_in_bfloat16_learn_what_train_py_s_learn",
@@ -61,10 +61,11 @@ ALIKE, DIVERGED, CRASHED, FLAGS, PLACED, ADAMW, SIZE, MEMORY, LINUX, STATIC, NAM
         "a_processs_memory_is_what_linux_says",
         "what_a_graph_has_captured_stays_where_it_is",
         "what_differs_otherwise_is_named",
+        "the_hosts_time_is_told_for_a_member_and_step",
     )
 )
 NUMBERS = ["tests/gang/test_head.py", "tests/gang/test_attention.py", ADAMW, STATIC, DIVERGED, ALIKE, PLACED]
-MEMBERS = [CRASHED, ALIKE, DIVERGED, "tests/gang/test_resume.py"]
+MEMBERS = [TIME, CRASHED, ALIKE, DIVERGED, "tests/gang/test_resume.py"]
 SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("schema", "runs", "sweeps")]
 SERVER += ["-k", "not a_long and not scheduler_draws"]
 STORE = ["tests/local_wandb/test_store.py"]

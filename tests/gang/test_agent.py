@@ -59,6 +59,16 @@ def test_a_claim_is_asked_for_once():
     assert asked == ["a", "b", "c", "d", "d"]
 
 
+def test_gangs_follow_one_another_until_the_sweep_has_no_more(monkeypatch):
+    monkeypatch.setattr(agent, "HEARTBEAT_SECONDS", 0.001)
+    runs = {name: [{"type": "run", "run_id": name, "args": {"seed": {"value": 1}}}] for name in "abc"}
+    answers = iter([runs["a"], runs["b"], [], [], runs["c"], [{"type": "exit"}], [{"type": "exit"}]])
+    found = process(Loop(), Agent("one"), Agent("two"), size=2)
+    found.sweep.heartbeat = lambda one: [] if one.run_id else next(answers)
+    found.work()
+    assert found.loop.trained == [["a", "b"], ["c"]] and next(answers, None) is None
+
+
 def test_those_that_fit_the_first_have_a_seat_and_the_others_wait(capsys):
     rates = [
         claimed(name, learning_rate=rate, max_steps=9) for name, rate in zip("abc", (1e-3, 2e-3, 3e-3), strict=True)

@@ -301,6 +301,17 @@ def test_what_no_gang_computes_is_refused_by_name(tmp_path):
     assert member.run is None
 
 
+def test_the_hosts_time_is_told_for_a_member_and_step():
+    members = [SimpleNamespace(trainer=SimpleNamespace(state=SimpleNamespace(global_step=step))) for step in (5, 2)]
+    seconds = dict.fromkeys(("set-up", "steps", "evaluations", "answers"), 0.0) | {"issuing": 1.5, "writing": 0.2}
+    gang = SimpleNamespace(members=members, seconds=seconds, step=SimpleNamespace(captures=[0.2, 0.3]), evaluated=3)
+    said = Gang.account(gang, 0.0)
+    assert said.startswith("2 members, 5 steps: ") and "of which 2 captures 0.5 s · 3 evaluations" in said
+    assert said.endswith("issuing 100.00 ms, writing 20.00 ms")
+    gang.members = [SimpleNamespace(trainer=SimpleNamespace(state=SimpleNamespace(global_step=0)))]
+    assert Gang.account(gang, 0.0).startswith("1 members, 0 steps: ")  # all ended before the first step
+
+
 def test_the_size_with_the_least_makespan():
     assert best_size(4, [1.0, 1.1], fits=8) == 4
     assert best_size(12, [1.0, 1.5], fits=8) == 6  # two gangs of six; eight would make the second gang no shorter
