@@ -64,7 +64,7 @@ ALIKE, DIVERGED, CRASHED, FLAGS, PLACED, ADAMW, SIZE, MEMORY, LINUX, STATIC, NAM
         "the_hosts_time_is_told_for_a_member_and_step",
     )
 )
-NUMBERS = ["tests/gang/test_head.py", "tests/gang/test_attention.py", ADAMW, STATIC, DIVERGED, ALIKE, PLACED]
+NUMBERS = ["tests/gang/test_head.py", "tests/gang/test_attention.py", ADAMW, STATIC, PLACED, ALIKE, DIVERGED]
 MEMBERS = [TIME, CRASHED, ALIKE, DIVERGED, "tests/gang/test_resume.py"]
 SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("schema", "runs", "sweeps")]
 SERVER += ["-k", "not a_long and not scheduler_draws"]
