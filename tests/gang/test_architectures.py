@@ -171,7 +171,8 @@ def assert_alike(configuration: tuple) -> None:
     solo, mine = both(configuration)
     assert len(solo) == 4
     for expected, found in zip(solo, mine, strict=True):
-        assert found == pytest.approx(expected, rel=1e-5)
+        # A GPU's kernels add in another order for two members' rows: GLM-4's entropy was 1.2e-5 apart there.
+        assert found == pytest.approx(expected, rel=1e-4 if torch.cuda.is_available() else 1e-5)
 
 
 @pytest.mark.parametrize("name", ALIKE)
