@@ -54,24 +54,26 @@ def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int =
 
 
 class Rotation(torch.autograd.Function):
-    """x cos + (-x₂, x₁) sin, for the halves x₁ and x₂ of each head: x [..., d], cos and sin alike."""
+    """x cos + (-x₂, x₁) sin, for the halves x₁ and x₂ of each head: x [..., d], cos and sin alike.
+
+    To the bit what Llama's code gives, since each product and each sum is rounded as there.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         sin1, sin2 = sin.chunk(2, -1)
-        return turned(x, cos, sin1, sin2, 1)
+        return turned(x, cos, torch.cat([sin2, sin1], -1), 1)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        cos, sin = ctx.saved_tensors
-        sin1, sin2 = sin.chunk(2, -1)
-        return turned(gradient, cos, sin2, sin1, -1), None, None
+        return turned(gradient, *ctx.saved_tensors, -1), None, None
 
 
-def turned(x: Tensor, cos: Tensor, sin1: Tensor, sin2: Tensor, way: int) -> Tensor:
-    result = x * cos
-    (x1, x2), (result1, result2) = x.chunk(2, -1), result.chunk(2, -1)
-    result1.addcmul_(x2, sin1, value=-way)
-    result2.addcmul_(x1, sin2, value=way)
+def turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
+    """x cos + way (-y₂, y₁) for y = x sin."""
+    result, y = x * cos, x * sin
+    (result1, result2), (y1, y2) = result.chunk(2, -1), y.chunk(2, -1)
+    result1.sub_(y2, alpha=way)
+    result2.add_(y1, alpha=way)
     return result

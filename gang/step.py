@@ -241,7 +241,7 @@ class Step:
     @contextmanager
     def base_beside(self) -> Iterator[None]:
         """Within, there is one member more, whose adapter is zero."""
-        kept = [(layer.a, layer.b, layer.scaling) for layer in self.layers.values()]
+        kept: list[tuple] = [(layer.a, layer.b, layer.scaling) for layer in self.layers.values()]
         for layer, values in zip(self.layers.values(), kept, strict=True):
             layer.a, layer.b, layer.scaling = (torch.cat([value, torch.zeros_like(value[:1])]) for value in values)
         try:
