@@ -261,7 +261,7 @@ def update_squares(grams: Tensor) -> Tensor:
     y = b @ x
     trace = (a * b).sum((-2, -1))
     greatest = (y.mT @ a @ y / (x.mT @ y).clamp(min=TINY))[..., 0, 0]
-    return torch.ldexp(torch.stack([trace, greatest], -1), exponents.sum(-3)[..., 0]).clamp(min=0)
+    return torch.ldexp(torch.stack([trace, greatest], -1), exponents.sum(-3)[..., 0].double()).clamp(min=0)
 
 
 def update_sizes(squares: Tensor, weight_square: float) -> list[dict[str, float]]:

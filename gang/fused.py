@@ -67,7 +67,8 @@ class Rotation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        return turned(gradient, *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return turned(gradient, cos, sin, -1), None, None
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:

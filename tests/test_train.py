@@ -254,10 +254,10 @@ def test_update_size_equals_that_of_the_full_matrix(spectrum, seed, rank, scale)
         values = torch.linalg.svdvals((0.5 + index) * b.double() @ a.double()).square()
         squares.append([float(values.sum()), float(values[0])])
     found = train.update_squares(train.adapter_grams(adapters))
-    assert found.tolist() == [pytest.approx(pair, rel=2e-6) for pair in squares]
+    assert found.tolist() == [pytest.approx(pair, rel=2e-6, abs=0) for pair in squares]
     (sizes,) = train.update_sizes(found[None], 2.0)
     totals, greatest = zip(*squares, strict=True)
-    assert sizes["update_ratio"] == pytest.approx(math.sqrt(sum(totals) / 2), rel=2e-6)
+    assert sizes["update_ratio"] == pytest.approx(math.sqrt(sum(totals) / 2), rel=2e-6, abs=0)
     ranks = [total / most for total, most in zip(totals, greatest, strict=True)]
     assert sizes["stable_rank"] == pytest.approx(sum(ranks) / 3, rel=2e-6)
 
@@ -268,6 +268,12 @@ def test_matrices_that_have_not_moved_have_no_stable_rank():
     none, one = train.update_sizes(train.update_squares(grams), 8.0)
     assert none == {"update_ratio": 0.0}
     assert one == pytest.approx({"update_ratio": 0.5, "stable_rank": 2.0})
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_squares_may_be_beyond_single_precision(scale):
+    grams = scale * torch.eye(2).repeat(2, 1, 1)
+    assert train.update_squares(grams).tolist() == pytest.approx([2 * scale**2, scale**2], rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
