@@ -37,7 +37,6 @@ def main(words: list[str]) -> int:
         os.environ.pop(variable, None)
     entity, project, _ = options.sweep.split("/")
     os.environ.update(WANDB_ENTITY=entity, WANDB_PROJECT=project)
-    gc.disable()  # half a million objects are to come, and no garbage; to look for it takes seconds
     from checkpoint import interruption  # here, since torch and TRL take seconds
     from gang.agent import Agents, InputError, Sweep
 
@@ -55,6 +54,7 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # half a million objects are to come, and no garbage; to look for it takes seconds
     words = sys.argv[1:]
     if words == ["-"]:
         from gang import early  # here, since torch and TRL take seconds
