@@ -412,7 +412,7 @@ def test_a_gang_run_cannot_be_told_from_one_of_train_py(server, tmp_path, api, m
         with run.file("eval_nll.json").download(root=str(tmp_path / run.id)) as file:
             nlls.append(json.load(file))
     assert nlls[0]["steps"] == nlls[1]["steps"] and nlls[0]["tokens"] == nlls[1]["tokens"]
-    numpy.testing.assert_allclose(nlls[0]["nll"], nlls[1]["nll"], atol=2e-5)
+    numpy.testing.assert_allclose(nlls[0]["nll"], nlls[1]["nll"], rtol=1e-6, atol=2e-5)  # sums of 20, packed or not
 
 
 SAME = {"output_dir": "", "logging_dir": "", "run_name": ""}  # each run has a folder of its own
