@@ -113,6 +113,10 @@ def test_what_is_right_goes_on_to_the_slow_imports(folder):
     assert (result.returncode, result.stderr) == (1, "torch was imported\n")
 
 
+def test_what_is_no_number_is_left_to_trls_parser():
+    inputs.check_numbers({"max_steps": "many", "learning_rate": [1e-4], "lora_r": None, "weight_decay": 10**400})
+
+
 def test_the_help_shows_what_matters_without_the_slow_imports(folder):
     for flag in ("--help", "-h"):
         result = call(folder, flag)

@@ -242,12 +242,13 @@ def test_other_storage_and_positions_are_refused_by_name(changes, flags, reason,
         assert unfit(configuration) is None
 
 
-def test_a_checkpoint_quantised_otherwise_is_refused_by_both(tmp_path):
+@pytest.mark.parametrize("method", ["awq", "mxfp4"])
+def test_a_checkpoint_quantised_otherwise_is_refused_by_both(tmp_path, method):
     configuration = configure(tmp_path, "llama", {})
-    rewrite(tmp_path / "model" / "config.json", {"quantization_config": {"quant_method": "mxfp4"}})
-    with pytest.raises(InputError, match="is quantised with mxfp4 already; use a checkpoint in bfloat16"):
+    rewrite(tmp_path / "model" / "config.json", {"quantization_config": {"quant_method": method}})
+    with pytest.raises(InputError, match=f"is quantised with {method} already; use a checkpoint in bfloat16"):
         check_model(configuration[2])
-    with pytest.raises(InputError, match="is quantised with mxfp4"):
+    with pytest.raises(InputError, match=f"is quantised with {method}"):
         unfit(configuration)
 
 

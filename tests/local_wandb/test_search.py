@@ -178,6 +178,15 @@ def test_another_way_to_end_early_is_refused_by_name():
         search.check(rand(value=1) | {"metric": {"name": "x"}, "early_terminate": {"type": "median"}})
 
 
+def test_hyperband_counts_from_the_first_iterations_or_back_from_the_last():
+    pytest.importorskip("sweeps")
+    config = rand(value=1) | {"metric": {"name": "x"}}
+    for known in ({"min_iter": 3}, {"max_iter": 27, "s": 2}):
+        search.check(config | {"early_terminate": {"type": "hyperband", **known}})
+    with pytest.raises(ValueError, match="needs min_iter, or max_iter and s"):
+        search.check(config | {"early_terminate": {"type": "hyperband", "max_iter": 27}})
+
+
 junk = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.floats(), st.sampled_from(["", "1e-5"]), st.just([]))
 leaves = st.dictionaries(
     st.sampled_from(["value", "values", "probabilities", "min", "max", "mu", "sigma", "q", "a", "b", "distribution"]),
