@@ -89,8 +89,8 @@ STORE += [
     )
 ]
 STUDY_FILES = (
-    "checks", "controls", "followups", "headline", "hypotheses", "mechanism", "provenance", "rates",
-    "results", "study", "sweep", "tables", "words",
+    "checks", "controls", "followups", "headline", "hypotheses", "mechanism", "provenance", "questions",
+    "rates", "results", "study", "sweep", "tables", "words",
 )  # fmt: skip
 # Per room: its files, and the tests that are to see a fault in each. Not here: what is looked at (figures, pages).
 ROOMS: dict[str, dict[str, list[str]]] = {

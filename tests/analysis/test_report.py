@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from analysis import headline, report, tables
+from analysis import headline, questions, report, tables
 from analysis.files import to_json
 from analysis.results import results
 from analysis.runs import load, read_run
@@ -284,28 +284,28 @@ def test_a_good_rate_that_overfits_is_good_and_its_price_is_printed():
 
 
 def test_the_question_on_2e4_flips():
-    assert report.standard(analyse()).startswith("Yes, within what matters: it has the lowest mean")
-    assert report.standard(analyse({2e-4: "suboptimal", 1e-3: "good"})).startswith("No: its mean is")
-    assert report.standard(analyse({2e-4: "stopped", 1e-3: "good"})).startswith("No: 3 of 3 runs diverged")
-    assert report.standard(analyse({1e-4: "good", 1e-3: "good"})).startswith("Not tested")
+    assert questions.standard(analyse()).startswith("Yes, within what matters: it has the lowest mean")
+    assert questions.standard(analyse({2e-4: "suboptimal", 1e-3: "good"})).startswith("No: its mean is")
+    assert questions.standard(analyse({2e-4: "stopped", 1e-3: "good"})).startswith("No: 3 of 3 runs diverged")
+    assert questions.standard(analyse({1e-4: "good", 1e-3: "good"})).startswith("Not tested")
 
 
 def test_the_question_on_instability_flips():
-    assert "3 diverged and none was unstable" in report.instability(analyse())
-    assert report.instability(analyse({2e-4: "good"})) == "No: of 3 runs none diverged and none was unstable."
+    assert "3 diverged and none was unstable" in questions.instability(analyse())
+    assert questions.instability(analyse({2e-4: "good"})) == "No: of 3 runs none diverged and none was unstable."
 
 
 def test_the_question_on_speed_names_first_last_and_misses():
-    text = report.speed(analyse({1e-5: "slow", 2e-4: "good", 1e-3: "suboptimal"}))
+    text = questions.speed(analyse({1e-5: "slow", 2e-4: "good", 1e-3: "suboptimal"}))
     assert "was first to 80 %" in text and "1e-5 did not reach it in 100 steps" in text
 
 
 def test_a_wide_grid_is_said_to_place_no_optimum():
-    text = report.standard(analyse())
+    text = questions.standard(analyse())
     assert (
         "2e-4 is the best of three rates that ended; between 1e-5 and 2e-4 (20 ×)" in text and "nothing was run" in text
     )
-    fine = report.standard(analyse({1e-4: "suboptimal", 2e-4: "good", 4e-4: "suboptimal"}))
+    fine = questions.standard(analyse({1e-4: "suboptimal", 2e-4: "good", 4e-4: "suboptimal"}))
     assert "nothing was run" not in fine
 
 
@@ -407,7 +407,7 @@ def test_finished_runs_without_an_eval_loss_are_said_to_be_so(tmp_path):
     found = analyse({2e-4: "good", 1e-3: "suboptimal"}, change=without_eval)
     why = "6 runs finished, but no eval loss was recorded: no rate can be named"
     assert headline.answer(found) == f"{why}."
-    assert why in report.lowest(found) and why in report.standard(found) and why in report.insights(found)[0]
+    assert why in questions.lowest(found) and why in questions.standard(found) and why in report.insights(found)[0]
     text = page(found, tmp_path)
     assert "diverging" not in text and "reached" not in text
 

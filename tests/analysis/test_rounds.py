@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis import followups, headline, report, rounds, study
+from analysis import followups, headline, questions, report, rounds, study
 from analysis.files import number
 from analysis.refinement import Decision, Round
 from analysis.results import results
@@ -60,7 +60,8 @@ def test_the_report_places_the_best_rate_where_the_search_does():
     low, high = map(number, found["optimum"]["interval"])
     assert low < found["best_rate"] < high
     assert "Run or not, the best of all rates lies in [" in headline.answer(found)
-    assert "The best rate lies at about " in report.optimum(found) and "through five rates" in report.optimum(found)
+    words = questions.optimum(found)
+    assert "The best rate lies at about " in words and "through five rates" in words
 
 
 def test_what_is_left_of_the_budget():
