@@ -1,31 +1,50 @@
 """The base model: whether it can be trained, how it is loaded, and its matrices as numbers."""
 
 import json
+import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
+import transformers
 from accelerate import PartialState
 from datasets import Dataset
+from peft import get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX_NAME
 from transformers.utils.hub import cached_files
-from trl import get_quantization_config
+from trl import get_peft_config, get_quantization_config
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.data_utils import common_prefix_length
 from trl.trainer.utils import create_model_from_path
 
-from data import commit, is_conversational
+from data import commit, is_conversational, row_format
 from inputs import InputError, first_line
 from settings import BaseConfig, TrainConfig
 
 NOISE = re.compile("(?<!classifier_)(?<!summary_first_)drop|jitter")  # those belong to heads for other tasks
 FIRST_ROWS = 8  # that a chat template is tried on
+# What TRL adapts by itself: all linear layers, which are there in any model.
+ADAPTED = {
+    "lora_target_modules": "all-linear",
+    "lora_target_parameters": None,
+    "lora_modules_to_save": None,
+    "lora_task_type": "CAUSAL_LM",
+}
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)  # how an unquantised matrix may be stored
 
 
@@ -69,13 +88,46 @@ def check_model(base: BaseConfig) -> None:
     if modules == "all-linear" and (experts := expert_count(config)):
         hint = "use lora_target_modules: [q_proj, k_proj, v_proj, o_proj]"
         raise InputError(f"{name} has {experts} experts in one tensor, which all-linear cannot adapt alone; {hint}")
+    if not hasattr(transformers, (config.architectures or [""])[0]):
+        what = f"architectures: {config.architectures}, of which transformers {transformers.__version__} has none"
+        raise InputError(f"{name} says {what}; its own code is not run here")
+    if any(getattr(base, key) != value for key, value in ADAPTED.items()):
+        check_adapted(base, config)
 
 
-def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> None:
-    """Raise InputError for conversations that the chat template cannot write, or not mark the answers of."""
-    if not is_conversational(rows):
-        return
+def check_adapted(base: BaseConfig, config: PreTrainedConfig) -> None:
+    """Raise InputError for layers to adapt that the model does not have, or that are not linear.
+
+    PEFT looks for them in the model without its weights. It passes over a name of a list that fits no layer.
+    """
+    modules: Any = base.lora_target_modules
+    listed, alone = modules if isinstance(modules, list) else [], isinstance(modules, str) and modules != "all-linear"
+    with torch.device("meta"):
+        model = getattr(transformers, config.architectures[0])(config)
+    linear = [f".{name}" for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
+    for name in listed:
+        if not any(layer.endswith(f".{name}") for layer in linear):
+            known = ", ".join(sorted({layer.rpartition(".")[2] for layer in linear}))
+            raise InputError(f"lora_target_modules: no linear layer is named {name}; there are {known}")
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            model = get_peft_model(model, get_peft_config(base))
+    except (ValueError, re.error) as error:
+        hint = "; one name alone is a regular expression for a layer's whole path, such as '.*q_proj'" if alone else ""
+        raise InputError(f"lora_target_modules: {first_line(error)}{hint}") from error
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            dequantised(layer.get_base_layer())
+
+
+def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> PreTrainedTokenizerBase:
+    """The tokenizer with the template that TRL will write the rows with, if they are conversations.
+
+    InputError for conversations that it cannot write, or not mark the answers of.
+    """
     tokenizer = AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+    if not is_conversational(rows):
+        return tokenizer
     name = f"the chat template of model_name_or_path {base.model_name_or_path!r}"
     template = tokenizer.chat_template
     if path := training.chat_template_path:
@@ -89,16 +141,16 @@ def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> No
     if not template:
         hint = "set chat_template_path, or give rows of prompt + completion as plain text"
         raise InputError(f"{name} is missing, and rows of turns need one; {hint}")
-    tokenizer.chat_template, mark, marked = template, training.assistant_only_loss, None
+    tokenizer.chat_template, mark = template, training.assistant_only_loss
     if mark and not has_generation_markers(template):
         try:
-            marked = get_training_chat_template(tokenizer)  # TRL has one for each well-known template
+            tokenizer.chat_template = get_training_chat_template(tokenizer)  # TRL has one for each well-known template
         except ValueError as error:
             hint = "mark them with {% generation %}, or give rows of prompt + completion"
             raise InputError(f"assistant_only_loss: {name} marks no answers; {hint}") from error
     for number, row in enumerate(rows.select(range(min(FIRST_ROWS, len(rows)))), 1):
         turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-        options = {"chat_template": marked, "return_dict": True, "return_assistant_tokens_mask": mark}
+        options = {"return_dict": True, "return_assistant_tokens_mask": mark}
         try:
             written = tokenizer.apply_chat_template(turns, **template_options(row), **options)
         except Exception as error:  # of Jinja2, and whatever a template meets that it does not expect
@@ -107,6 +159,42 @@ def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> No
         if mark and 1 not in written["assistant_masks"]:
             hint = "put {% generation %} and {% endgeneration %} around the turns of role assistant"
             raise InputError(f"assistant_only_loss: {name} marks no answer in row {number}; {hint}")
+    return tokenizer
+
+
+def check_lengths(tokenizer: PreTrainedTokenizerBase, training: TrainConfig, rows: Dataset, split: str) -> None:
+    """Raise InputError if TRL would cut off the answers of all rows; rows are read until one keeps some of its own."""
+    kept = training.max_length
+    asks = {  # whether the loss leaves out a question
+        ("messages",): training.assistant_only_loss,
+        ("prompt", "completion"): training.completion_only_loss is not False,  # TRL takes None for yes
+        ("text",): False,
+    }
+    if kept is None or training.truncation_mode != "keep_start" or not asks[row_format(rows)]:
+        return
+    shortest = math.inf
+    for row in rows:
+        shortest = min(shortest, question_length(tokenizer, row))
+        if shortest < kept:
+            return
+    raise InputError(
+        f"{split}: no row has an answer within max_length: {kept}; the shortest question has {shortest} tokens"
+    )
+
+
+def question_length(tokenizer: PreTrainedTokenizerBase, row: dict) -> int:
+    """How many tokens of a row come before the first that the loss counts, as TRL tokenises it."""
+    options = template_options(row) | {"return_dict": True}
+    if "messages" in row:
+        written = tokenizer.apply_chat_template(row["messages"], return_assistant_tokens_mask=True, **options)
+        return [*written["assistant_masks"], 1].index(1)
+    asked, answer = row["prompt"], row["completion"]
+    if isinstance(asked, str):
+        question, both = tokenizer(asked), tokenizer(asked + answer)
+    else:
+        question = tokenizer.apply_chat_template(asked, add_generation_prompt=True, **options)
+        both = tokenizer.apply_chat_template(asked + answer, **options)
+    return common_prefix_length(question["input_ids"], both["input_ids"])
 
 
 def template_options(row: dict) -> dict:

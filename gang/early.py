@@ -17,7 +17,12 @@ import train
 from data import BUILT_IN
 from gang import agent
 from inputs import InputError
+from model import ADAPTED
 from settings import parse
+
+# What train.read_data looks at beside the data; it is asked again only where one of these differs.
+OF_ROWS = ("assistant_only_loss", "chat_template_path", "completion_only_loss", "max_length", "truncation_mode")
+OF_MODEL = ("model_name_or_path", "model_revision", *ADAPTED)
 
 
 def words() -> list[str]:
@@ -38,12 +43,11 @@ def words() -> list[str]:
 def fault(sweep: dict, calls: list[list[str]], gang: bool) -> str | None:
     """What a run, or a gang, would refuse before its first step; `calls` are train.py's arguments in the sweep."""
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what is wrong is said once
-    known: list[dict] = []
+    known: list[list] = []
     try:
         for arguments in calls:
             data, training, base = parse(arguments)
-            read = vars(data) | {key: vars(training)[key] for key in ("assistant_only_loss", "chat_template_path")}
-            read |= {key: vars(base)[key] for key in ("model_name_or_path", "model_revision", "lora_target_modules")}
+            read = [vars(data), *(vars(training)[key] for key in OF_ROWS), *(vars(base)[key] for key in OF_MODEL)]
             if read not in known:
                 if Path(data.dataset_name) == BUILT_IN or Path(data.dataset_name).exists():
                     datasets.disable_progress_bars()  # what comes from the Hub may take long

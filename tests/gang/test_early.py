@@ -18,6 +18,11 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100_000])
 
 
+def change(key: str, value) -> None:
+    path = Path("model/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "recipe", "parameters", "message"),
     [
@@ -29,6 +34,15 @@ def cut(path: Path) -> None:
         (None, {"warmup_steps": 9}, {"max_steps": [10, 9]}, "max_steps: 9 ends in the warm-up"),
         (None, {}, {"lr_scheduler_type": ["cosine", "linaer"]}, "linaer"),
         (None, {}, {"guide": ["qlora", "nonesuch"]}, "guide: nonesuch: recipes/guides.yaml has"),
+        (None, {"max_length": 12}, {}, "train: no row has an answer within max_length: 12; the shortest question has"),
+        (None, {}, {"max_length": [64, 12]}, "train: no row has an answer within max_length: 12"),
+        (None, {"lora_target_modules": ["v_proj", "proj"]}, {}, "no linear layer is named proj; there are down_proj, "),
+        (None, {"lora_target_modules": ["embed_tokens"]}, {}, "one name alone is a regular expression for a layer's"),
+        (None, {"lora_target_modules": ".*embed_tokens"}, {}, "Embedding of torch.float32 is no linear layer"),
+        (None, {"lora_target_modules": "(q_proj"}, {}, "lora_target_modules: missing ., unterminated subpattern"),
+        (None, {"lora_target_modules": ".*[qk]_proj"}, {}, None),
+        (None, {}, {"seed": [2**32]}, "seed: 4294967296 cannot be; give a whole number from 0 to 4294967295"),
+        (None, {"data_seed": -1}, {}, "data_seed: -1 cannot be"),
         (None, {"optim": "sgd"}, {}, "optim: sgd; a gang has only .*; use wandb agent .experiment"),
         (lambda: Path("rows.jsonl").write_text("{"), {}, {}, "rows.jsonl, line 1, column 2: Expecting property"),
         (None, {"assistant_only_loss": False}, {"dataset_name": ["rows.jsonl", "more.jsonl"]},
@@ -37,6 +51,8 @@ def cut(path: Path) -> None:
          "the chat template of model_name_or_path './model' cannot write row 1: division by zero"),
         (lambda: cut(Path("model/model.safetensors")), {}, {}, "model_name_or_path './model': .*not fully covered"),
         (lambda: Path("model/config.json").write_text('{"model_type": "x"}'), {}, {}, "model_name_or_path './model': "),
+        (lambda: change("architectures", None), {}, {}, "says architectures: None, of which transformers .* has none"),
+        (lambda: change("architectures", ["Yi"]), {}, {}, "says architectures: .'Yi'., of which transformers"),
         (lambda: Path("file").touch(), {"output_dir": "file/x"}, {}, "output_dir file/x: Not a directory; choose a wr"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 import wandb
@@ -89,7 +90,15 @@ def test_what_is_logged_comes_back(api, tmp_path):
     assert len([f for f in run.files() if f.name.startswith("folder/")]) == 61 and len(run.files()) >= 61
     with run.file("folder/a b%.txt").download(root=str(tmp_path / "got")) as file:
         assert file.read() == "text"
-    assert run.lastHistoryStep == 0 and "system.memory_percent" in run.history(stream="system").columns
+    assert run.lastHistoryStep == 0
+
+
+def test_the_machines_measurements_come_back(api):
+    with start("measured", settings=wandb.Settings(x_stats_sampling_interval=0.1)):
+        run, end = wandb.Api().run(f"local/{PROJECT}/measured"), time.monotonic() + 60
+        while "system.memory_percent" not in (found := run.history(stream="system")):
+            assert time.monotonic() < end, found
+            time.sleep(0.1)
 
 
 def test_a_long_history_is_read_back_whole(api):
