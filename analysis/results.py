@@ -59,9 +59,12 @@ def results(study: Study) -> dict:
 
 
 def rounded(value: Any) -> Any:
-    """Computed numbers to 9 digits: sums may differ in the last bits between machines, the page must not."""
+    """Computed numbers to the 7 digits of a float32.
+
+    Sums differ in the last bits between machines; of ten thousand numbers with 9 digits one was rounded otherwise.
+    """
     if isinstance(value, float):
-        return float(f"{value:.9g}")
+        return float(f"{value:.7g}")
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

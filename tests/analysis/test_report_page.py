@@ -177,7 +177,7 @@ def test_charts_without_data_are_not_drawn(browser, tmp_path):
 
 
 def test_rates_of_many_digits_are_the_same_in_every_chart(tmp_path):
-    """The results have 9 digits, a rate that a sweep draws has 17."""
+    """The results have 7 digits, a rate that a sweep draws has 17."""
     rates = {1e-5 * 1.9**k: "good" for k in range(3)}
     folder = simulate.study(tmp_path / "study", rates=rates)
     study = build(*load(folder))
