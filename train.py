@@ -8,6 +8,7 @@ under the column names of Hugging Face's callback. Its adapter goes to a folder 
 that says how to load it.
 """
 
+import gc
 import hashlib
 import json
 import logging
@@ -31,6 +32,7 @@ import inputs
 if __name__ == "__main__":
     inputs.answer_at_once(__doc__, sys.argv[1:])  # the imports below take seconds
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C within them is no error
+    gc.disable()  # they make half a million objects and no garbage; to look for it takes a second
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' words to their own authors, above what a run says of its data
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional package as if something had failed
@@ -495,6 +497,8 @@ def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict
 
 
 def main() -> None:
+    gc.freeze()
+    gc.enable()
     interruption.install()  # W&B loses what it has not sent yet when the process dies of a signal
     if "--help-all" in sys.argv:
         Parser().print_help()
