@@ -9,12 +9,13 @@ BIN := .venv/bin
 experiment: .venv/installed
 	$(BIN)/python experiment.py
 
-check: TESTS = -m "not slow" --dist worksteal
+check: TESTS = -n 2 -m "not slow"
+test: TESTS = -n 4  # of two cores: half of the tests wait for agents and servers
 check test: .venv/installed-tests starter/data/test.jsonl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal $(TESTS)
 
 mutants: .venv/installed-tests starter/data/test.jsonl
 	$(BIN)/python -m pip install --disable-pip-version-check -q --target .venv/mutants cosmic-ray==8.7.0

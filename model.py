@@ -115,6 +115,8 @@ def check_adapted(base: BaseConfig, config: PreTrainedConfig) -> None:
     except (ValueError, re.error) as error:
         hint = "; one name alone is a regular expression for a layer's whole path, such as '.*q_proj'" if alone else ""
         raise InputError(f"lora_target_modules: {first_line(error)}{hint}") from error
+    if isinstance(model.get_output_embeddings(), LoraLayer):
+        raise InputError("lora_target_modules: TRL's loss passes over an adapter of lm_head; leave it out")
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             dequantised(layer.get_base_layer())
@@ -123,9 +125,12 @@ def check_adapted(base: BaseConfig, config: PreTrainedConfig) -> None:
 def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> PreTrainedTokenizerBase:
     """The tokenizer with the template that TRL will write the rows with, if they are conversations.
 
-    InputError for conversations that it cannot write, or not mark the answers of.
+    InputError for tokens that it lacks, and for conversations that it cannot write, or not mark the answers of.
     """
     tokenizer = AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision)
+    for key, token in (("eos_token", training.eos_token), ("pad_token", training.pad_token)):
+        if token not in (None, *tokenizer.get_vocab()):
+            raise InputError(f"{key}: {token!r} is not in the vocabulary of {base.model_name_or_path}")
     if not is_conversational(rows):
         return tokenizer
     name = f"the chat template of model_name_or_path {base.model_name_or_path!r}"

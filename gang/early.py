@@ -21,7 +21,10 @@ from model import ADAPTED
 from settings import parse
 
 # What train.read_data looks at beside the data; it is asked again only where one of these differs.
-OF_ROWS = ("assistant_only_loss", "chat_template_path", "completion_only_loss", "max_length", "truncation_mode")
+OF_ROWS = (
+    "assistant_only_loss", "chat_template_path", "completion_only_loss", "eos_token", "max_length", "pad_token",
+    "truncation_mode",
+)  # fmt: skip
 OF_MODEL = ("model_name_or_path", "model_revision", *ADAPTED)
 
 
