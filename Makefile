@@ -10,7 +10,7 @@ experiment: .venv/installed
 	$(BIN)/python experiment.py
 
 check: TESTS = -n 2 -m "not slow"
-test: TESTS = -n 4  # of two cores: half of the tests wait for agents and servers
+test: TESTS = -n 3  # of two cores: many tests wait for agents and servers
 check test: .venv/installed-tests starter/data/test.jsonl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -42,7 +42,7 @@ class Server:
     env: dict[str, str]
 
     def run(
-        self, *command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 120
+        self, *command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
     ):
         """Runs a client command to its end, e.g. run("wandb", "sweep", file); its output is text."""
         return subprocess.run(
@@ -52,7 +52,7 @@ class Server:
     def stop(self) -> None:
         """Ends it as Ctrl-C would, and closes its pipe."""
         self.process.terminate()
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=120)
 
 
 def start(data: Path, *options: str, env: dict[str, str] | None = None) -> Server:

@@ -75,7 +75,7 @@ def start(checkout: Path, *arguments: str | Path) -> subprocess.Popen:
     return process
 
 
-def wait(condition, seconds: float = 120) -> None:
+def wait(condition, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -136,7 +136,7 @@ def test_a_killed_experiment_leaves_no_orphan_and_no_lost_row(checkout, toy_swee
 def test_an_interrupted_experiment_says_how_to_go_on(checkout, toy_sweep, experiment):
     process = start(checkout, "--sweep", toy_sweep(0.1, pause=0.5), "--one-by-one")
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(300) == 130
     assert not processes_in(checkout)
     printed = (checkout / "printed").read_text()
     assert "stopping; the runs send their last rows (Ctrl-C again gives these up)" in printed
@@ -150,7 +150,7 @@ def test_the_report_follows_the_runs_that_have_ended(checkout, toy_sweep):
     process = start(checkout, "--sweep", sweep, "--one-by-one")
     wait(lambda: (checkout / "outputs/latest/report.html").exists())
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(300) == 130
     assert not processes_in(checkout)
     runs = json.loads((checkout / "outputs/latest/all_results.json").read_text())["runs"]
     assert [run["state"] for run in runs if run["config"]["pause"] == 0] == ["finished"]
@@ -162,7 +162,7 @@ def test_who_cannot_wait_for_a_stalled_server_interrupts_twice(checkout, toy_swe
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(2)
-    assert process.wait(60) == 130
+    assert process.wait(300) == 130
     printed = (checkout / "printed").read_text()
     assert "killed; rows that had not been sent are lost" in printed and "To go on: " in printed
     assert "Traceback" not in printed
@@ -184,7 +184,7 @@ def test_a_server_that_dies_comes_back_and_the_run_loses_nothing(checkout, toy_s
     lock = checkout / "outputs/local_wandb/lock"
     first = int(lock.read_text())
     os.kill(first, signal.SIGKILL)
-    assert process.wait(120) == 0, (checkout / "printed").read_text()
+    assert process.wait(300) == 0, (checkout / "printed").read_text()
     assert "the local server has died; it serves again" in (checkout / "printed").read_text()
     assert steps(checkout, 0.1) == list(range(1, 41))
     assert not processes_in(checkout)

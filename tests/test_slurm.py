@@ -63,7 +63,7 @@ def cluster(tmp_path):
     yield {"SLURM_CONF": str(folder / "slurm.conf")}
     for daemon in reversed(daemons):
         daemon.terminate()
-        daemon.wait(30)
+        daemon.wait(120)
 
 
 def test_a_task_that_reaches_its_time_limit_goes_on(cluster, server, checkout, api):

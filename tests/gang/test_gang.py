@@ -422,7 +422,7 @@ def test_sigterm_sends_the_rest_and_exits_143(server, tmp_path, api):
     path = sweep(server, tmp_path, "sigterm", "--max_steps", "1000")
     command = [sys.executable, "-m", "gang", path]
     process = subprocess.Popen(command, cwd=ROOT, env=server.env | {"WANDB_DIR": str(tmp_path)}, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (runs := wandb.Api().sweep(path).runs) or not all(
         r.summary.get("train/global_step", 0) > 2 for r in runs
     ):
@@ -430,7 +430,7 @@ def test_sigterm_sends_the_rest_and_exits_143(server, tmp_path, api):
         time.sleep(1)
     process.send_signal(signal.SIGTERM)
     process.stderr.read()
-    assert process.wait(60) == 143
+    assert process.wait(300) == 143
     for run in wandb.Api().sweep(path).runs:
         steps = [row["train/global_step"] for row in run.scan_history() if "train/loss" in row]
         assert run.state == "preempted" and steps == list(range(1, len(steps) + 1)) and len(steps) >= 3

@@ -122,7 +122,7 @@ def test_an_outage_in_mid_run_loses_nothing(tmp_path):
         kill(server)
         time.sleep(away)
         server = start(tmp_path)
-    assert [client.wait(90) for client in clients] == [0, 0, 0]
+    assert [client.wait(300) for client in clients] == [0, 0, 0]
     for name in ("a", "b", "c"):
         assert [(r["x"], r["who"]) for r in history(server, name)] == [(step, name) for step in range(400)]
         run = query(server, FILES, run=name)["project"]["run"]

@@ -77,7 +77,7 @@ def read(server, folder) -> dict:
 
 def move(*arguments: str, env: dict) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "local_wandb", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 def test_import_takes_everything_over_once(source, tmp_path):
