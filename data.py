@@ -189,6 +189,10 @@ def check_rows(dataset: Dataset, assistant_only_loss: bool) -> None:
             text = turn.get("content") if isinstance(turn, dict) else turn
             if not isinstance(text, str) and not (isinstance(turn, dict) and turn.get("tool_calls")):
                 raise InputError(f"row {number}: {text!r} stands where text is expected")
+            if isinstance(turn, dict) and not turn.get("role"):
+                raise InputError(f"row {number}: a turn without a role; give each one, such as user or assistant")
+        if len({type(value) for value in row.values()}) > 1:
+            raise InputError(f"row {number}: of {' and '.join(columns)} one is text and one a list of turns")
         if assistant_only_loss and not any(turn["role"] == "assistant" for turn in turns):
             raise InputError(f"row {number}: no turn of the assistant, so assistant_only_loss has nothing to count")
 

@@ -107,6 +107,8 @@ ONE = {"dataset_name": "rows/all.jsonl"}
         ({"train.csv": CSV, "test.csv": ""}, {}, "rows/test.csv is empty"),
         ({"all.csv": "prompt,completion\na,\n"}, {"dataset_name": "rows/all.csv"}, "row 1: None stands where text"),
         ({"all.jsonl": '{"messages": [{"role": "user", "content": 5}]}\n'}, ONE, "row 1: 5 stands where text"),
+        ({"all.jsonl": '{"messages": [{"from": "human", "content": "a"}]}\n'}, ONE, "row 1: a turn without a role"),
+        ({"all.jsonl": '{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}\n'}, ONE, "row 1: .*is text"),
         ({}, {"dataset_name": "no/such"}, "no/such.*give a local folder, a file, or the name of a Hub data set"),
     ],
 )  # fmt: skip
