@@ -203,7 +203,10 @@ class Trainer(SFTTrainer):
     def questions(self) -> tuple[BatchEncoding, list[str]]:
         """The first test prompts, padded on the left, and their reference answers."""
         prompts, references = zip(*map(self.question, self.generation_examples), strict=True)
-        batch = self.processing_class.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
+        tokenizer = self.processing_class
+        start = [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+        ids = [ids or start for ids in prompts]  # of nothing, nothing can be generated
+        batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
         return batch.to(self.model.device), list(references)
 
     def generate_answers(self) -> list[dict[str, str]]:

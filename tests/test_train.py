@@ -184,6 +184,17 @@ def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
     assert references == ["the sum"] * 2
 
 
+def test_an_empty_question_is_the_first_token_alone():
+    tokenizer = AutoTokenizer.from_pretrained("starter/model")
+    questions = [([], "a"), ([5, 6], "b")]
+    subject = SimpleNamespace(
+        processing_class=tokenizer, generation_examples=questions, question=tuple, model=SimpleNamespace(device="cpu")
+    )
+    batch, references = train.Trainer.questions(subject)
+    assert batch["input_ids"].tolist() == [[tokenizer.pad_token_id, tokenizer.bos_token_id], [5, 6]]
+    assert references == ["a", "b"]
+
+
 def test_answers_are_what_follows_the_question():
     tokenizer = AutoTokenizer.from_pretrained("starter/model")
     question, untrained, trained = (tokenizer(words).input_ids for words in ("def add(a, b):", "Nothing.", "Add them."))
