@@ -39,6 +39,8 @@ def read(path: Path) -> dict:
         for value in (*values, parameter.get("min"), parameter.get("max")):
             if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
                 raise InputError(f"{path}: {name}: {value} is a string to YAML; write {float(value):.1e}")
+    if not isinstance(command := sweep.get("command") or [], list):
+        raise InputError(f"{path}: command: {command}: write a list of words, as in sweep.yaml")
     cap = sweep.get("run_cap")
     if cap is not None and not (type(cap) is int and cap > 0):
         raise InputError(f"{path}: run_cap: {cap} must be a whole number from 1 up")
@@ -54,7 +56,10 @@ def read(path: Path) -> dict:
 
 def check_points(path: Path, sweep: dict) -> None:
     """Raise InputError for what train.py would refuse before its slow imports."""
-    for arguments in calls(sweep):
+    points = calls(sweep)
+    if points and "${args}" not in (sweep.get("command") or ["${args}"]):
+        raise InputError(f"{path}: command: write ${{args}} where train.py is to get what varies, as in sweep.yaml")
+    for arguments in points:
         try:
             inputs.check(arguments)
         except inputs.InputError as error:
