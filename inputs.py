@@ -52,7 +52,8 @@ POSITIVE = (
     "lora_alpha",
 )
 
-LARGEST_SEED = 2**32 - 1  # NumPy's
+SEEDS = ("whole number", 2**32 - 1)  # NumPy's
+RANGES = {"seed": SEEDS, "data_seed": SEEDS, "lora_dropout": ("number", 1)}  # from 0
 LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
 
 
@@ -138,7 +139,7 @@ def check(arguments: list[str]) -> None:
     """Raise InputError for a recipe, model folder, data file or number that cannot be right."""
     recipe, flags = read(arguments)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for key in {*FLAGS, *POSITIVE, "data_seed"}:
+    for key in {*FLAGS, *POSITIVE, *RANGES}:
         parser.add_argument(f"--{key}", f"--{key.replace('_', '-')}", dest=key, nargs="?", default=argparse.SUPPRESS)
     settings = recipe | vars(parser.parse_known_args(flags)[0])
     if not settings.get("model_name_or_path") or not settings.get("dataset_name"):
@@ -187,7 +188,7 @@ def is_path(name: str) -> bool:
 def check_numbers(settings: Mapping) -> None:
     """Raise InputError for a number with which nothing could be trained; what is no number is left to TRL's parser."""
     numbers = {}
-    numeric = {"data_seed", *POSITIVE, *(key for key, (default, _) in FLAGS.items() if type(default) in (int, float))}
+    numeric = {*POSITIVE, *RANGES, *(key for key, (default, _) in FLAGS.items() if type(default) in (int, float))}
     for key, value in settings.items():
         try:
             numbers[key] = float(value) if key in numeric or isinstance(value, float) else 0.0
@@ -195,9 +196,9 @@ def check_numbers(settings: Mapping) -> None:
             continue
         if not math.isfinite(numbers[key]):
             raise InputError(f"{key}: {value} is not a finite number")
-    for key in ("seed", "data_seed"):
-        if not 0 <= numbers.get(key, 0) <= LARGEST_SEED:
-            raise InputError(f"{key}: {settings[key]} cannot be; give a whole number from 0 to {LARGEST_SEED}")
+    for key, (kind, most) in RANGES.items():
+        if not 0 <= numbers.get(key, 0) <= most:
+            raise InputError(f"{key}: {settings[key]} cannot be; give a {kind} from 0 to {most}")
     for key in POSITIVE:
         if numbers.get(key, 1) <= 0:
             raise InputError(f"{key}: {settings[key]} cannot be; give a number above 0")

@@ -71,7 +71,8 @@ def check_model(base: BaseConfig) -> None:
         file = cached_file(base.model_name_or_path, CONFIG_NAME, revision=base.model_revision)
         base.model_revision = commit(file or "") or base.model_revision
         source = {"pretrained_model_name_or_path": base.model_name_or_path, "revision": base.model_revision}
-        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+        own = {"attn_implementation": base.attn_implementation, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(**source, **own)
         for file, listed in weight_files(base.model_name_or_path, base.model_revision).items():
             with safe_open(file, "pt") as tensors:  # compares the header with the length
                 if lost := sorted(listed - set(tensors.keys())):
@@ -84,26 +85,35 @@ def check_model(base: BaseConfig) -> None:
         raise InputError(f"{name}: {first_line(error)}; {hint}") from error
     if (method := quantization(config).get("quant_method", "bitsandbytes")) != "bitsandbytes":
         raise InputError(f"{name} is quantised with {method} already; use a checkpoint in bfloat16")
+    kind = getattr(transformers, (config.architectures or [""])[0], None)
+    if kind and (config.is_encoder_decoder or not kind.can_generate()):
+        raise InputError(f"{name} is a {config.architectures[0]}; give one that writes text, such as a ...ForCausalLM")
     modules: Any = base.lora_target_modules  # TRL takes a list of one out of its list
     if modules == "all-linear" and (experts := expert_count(config)):
         hint = "use lora_target_modules: [q_proj, k_proj, v_proj, o_proj]"
         raise InputError(f"{name} has {experts} experts in one tensor, which all-linear cannot adapt alone; {hint}")
-    if not hasattr(transformers, (config.architectures or [""])[0]):
+    if kind is None:
         what = f"architectures: {config.architectures}, of which transformers {transformers.__version__} has none"
         raise InputError(f"{name} says {what}; its own code is not run here")
-    if any(getattr(base, key) != value for key, value in ADAPTED.items()):
+    if base.attn_implementation or any(getattr(base, key) != value for key, value in ADAPTED.items()):
         check_adapted(base, config)
 
 
 def check_adapted(base: BaseConfig, config: PreTrainedConfig) -> None:
-    """Raise InputError for layers to adapt that the model does not have, or that are not linear.
+    """Raise InputError for layers to adapt that the model does not have, or that are not linear, and for its attention.
 
     PEFT looks for them in the model without its weights. It passes over a name of a list that fits no layer.
     """
     modules: Any = base.lora_target_modules
     listed, alone = modules if isinstance(modules, list) else [], isinstance(modules, str) and modules != "all-linear"
-    with torch.device("meta"):
-        model = getattr(transformers, config.architectures[0])(config)
+    try:
+        with torch.device("meta"):
+            model = getattr(transformers, config.architectures[0])(config)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"attn_implementation: {base.attn_implementation}: {first_line(error)}") from error
+    for name in base.lora_modules_to_save or ():
+        if not any(f".{layer}".endswith(f".{name}") for layer, _ in model.named_modules()):
+            raise InputError(f"lora_modules_to_save: no layer of {base.model_name_or_path} is named {name}")
     linear = [f".{name}" for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
     for name in listed:
         if not any(layer.endswith(f".{name}") for layer in linear):
@@ -113,7 +123,9 @@ def check_adapted(base: BaseConfig, config: PreTrainedConfig) -> None:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             model = get_peft_model(model, get_peft_config(base))
     except (ValueError, re.error) as error:
-        hint = "; one name alone is a regular expression for a layer's whole path, such as '.*q_proj'" if alone else ""
+        hint = (
+            "; one name alone is a regular expression for a layer's whole path, such as '.*(q|v)_proj'" if alone else ""
+        )
         raise InputError(f"lora_target_modules: {first_line(error)}{hint}") from error
     if isinstance(model.get_output_embeddings(), LoraLayer):
         raise InputError("lora_target_modules: TRL's loss passes over an adapter of lm_head; leave it out")
@@ -131,6 +143,10 @@ def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> Pr
     for key, token in (("eos_token", training.eos_token), ("pad_token", training.pad_token)):
         if token not in (None, *tokenizer.get_vocab()):
             raise InputError(f"{key}: {token!r} is not in the vocabulary of {base.model_name_or_path}")
+    if not (training.pad_token or tokenizer.pad_token or tokenizer.eos_token):  # in TRL's order
+        raise InputError(
+            f"model_name_or_path {base.model_name_or_path!r} says no pad_token and no eos_token; set pad_token"
+        )
     if not is_conversational(rows):
         return tokenizer
     name = f"the chat template of model_name_or_path {base.model_name_or_path!r}"

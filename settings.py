@@ -1,12 +1,16 @@
 """The settings of a run: a recipe and flags, read as TRL's own configurations with this study's defaults."""
 
 import difflib
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
+from transformers import SchedulerType, Trainer, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.utils import is_liger_kernel_available
 from trl import ModelConfig, SFTConfig, TrlParser
 
 import guides
@@ -27,6 +31,8 @@ REQUIRED = {
     "dataset_streaming": (False, "the data's fingerprint needs all rows"),
     "trust_remote_code": (False, "a model's own code could do anything here"),
 }
+
+DTYPES = ("bfloat16", "float16", "float32")  # that the matrices of a base in 4 bits can be computed in
 
 
 @dataclass
@@ -101,14 +107,16 @@ class Parser(TrlParser):
         raise InputError(message)
 
     def take(self, recipe: dict) -> None:
-        """Make the recipe's values the defaults, read as flags would be; a list or nothing for a number is refused."""
+        """Make the recipe's values the defaults, read as flags would be; InputError for what no flag could give."""
         for action in self._actions:
             if (value := recipe.get(action.dest)) is None and action.dest not in recipe:
                 continue
             if action.type in (int, float) and not isinstance(value, int | float | str | None):
                 raise InputError(f"{action.dest}: {value} is no number; what varies stands in sweep.yaml")
-            if action.type in (int, float) and value is None and action.default is not None:
+            if action.type in (int, float, str) and value is None and action.default is not None and not action.nargs:
                 raise InputError(f"{action.dest}: no value; the default is {action.default}")
+            if action.choices and value is not None and str(value) not in action.choices:  # argparse trusts a default
+                raise InputError(f"{action.dest}: {value}: choose from {', '.join(action.choices)}")
             action.default = str(value) if isinstance(value, int | float) else value
 
 
@@ -126,7 +134,7 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
     parser.take(recipe)
     try:
         data, training, base = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    except ValueError as error:  # of TRL's and Hugging Face's own checks of the values
+    except (ImportError, OSError, TypeError, ValueError) as error:  # of TRL's and Hugging Face's own checks
         raise InputError(first_line(error)) from error
     if base.guide:
         follow(base, training, used)
@@ -143,7 +151,28 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
         raise InputError(
             f"max_steps: {training.max_steps} ends in the warm-up, before learning_rate is reached; {hint}"
         )
+    check_made(training, base)
     return data, training, base
+
+
+def check_made(training: TrainConfig, base: BaseConfig) -> None:
+    """Raise InputError for what Hugging Face's libraries could not make, as a run begins, of these settings."""
+    if base.dtype not in DTYPES and (base.load_in_4bit or base.dtype != "auto"):
+        raise InputError(f"dtype: {base.dtype} is not possible here, use one of {', '.join(DTYPES)}")
+    if missing := set(training.report_to) - set(get_available_reporting_integrations()):
+        raise InputError(f"report_to: {', '.join(sorted(missing))} is not installed; use wandb, the default")
+    if training.use_liger_kernel and not is_liger_kernel_available():
+        raise InputError("use_liger_kernel: liger-kernel is not installed; leave it out")
+    what = f"optim: {training.optim.value}"
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
+        kind([torch.zeros(1)], **options)
+        schedule, options = SchedulerType(training.lr_scheduler_type), training.lr_scheduler_kwargs
+        what = f"lr_scheduler_type: {schedule.value} with lr_scheduler_kwargs: {json.dumps(options)}"
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=training.learning_rate)
+        get_scheduler(schedule, optimizer, 0, 1, scheduler_specific_kwargs=options)
+    except (ImportError, TypeError, ValueError) as error:
+        raise InputError(f"{what}: {first_line(error)}") from error
 
 
 def follow(base: BaseConfig, training: TrainConfig, flags: list[str]) -> None:

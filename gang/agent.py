@@ -103,8 +103,9 @@ def arguments(sweep: dict, point: dict) -> list[str]:
 def check(sweep: dict) -> None:
     """Raise InputError if no gang can train the recipe of a sweep, given as its configuration."""
     first = {
-        key: {"value": (spec.get("values") or [spec.get("value", spec.get("min"))])[0]}
+        key: {"value": (spec.get("values") or [spec["value"]])[0]}
         for key, spec in sweep["parameters"].items()
+        if "values" in spec or "value" in spec  # a distribution's end, such as 0, need not be a point of the sweep
     }
     if reason := unfit(parse(arguments(sweep, first))):
         raise InputError(f"{reason}; {ALONE}")

@@ -18,14 +18,14 @@ from data import BUILT_IN
 from gang import agent
 from inputs import InputError
 from model import ADAPTED
-from settings import parse
+from settings import parse, swept_values
 
 # What train.read_data looks at beside the data; it is asked again only where one of these differs.
 OF_ROWS = (
     "assistant_only_loss", "chat_template_path", "completion_only_loss", "eos_token", "max_length", "pad_token",
     "truncation_mode",
 )  # fmt: skip
-OF_MODEL = ("model_name_or_path", "model_revision", *ADAPTED)
+OF_MODEL = ("model_name_or_path", "model_revision", "attn_implementation", *ADAPTED)
 
 
 def words() -> list[str]:
@@ -56,6 +56,11 @@ def fault(sweep: dict, calls: list[list[str]], gang: bool) -> str | None:
                     datasets.disable_progress_bars()  # what comes from the Hub may take long
                 train.read_data(data, training, base)
                 known.append(read)
+            if "wandb" not in training.report_to:
+                raise InputError("report_to: the report is made of what W&B gets; leave report_to out")
+        for name, spec in sweep["parameters"].items():
+            for value in spec.get("values", [spec.get("value")]) if calls else ():
+                swept_values(training, {name: {"value": value}})
         if gang:
             agent.check(sweep)
     except InputError as error:

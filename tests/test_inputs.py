@@ -96,6 +96,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]
         (None, ["--per_device_eval_batch_size=0"], "per_device_eval_batch_size: 0 cannot be"),
         (None, ["--seed", "-1"], "seed: -1 cannot be; give a whole number from 0 to 4294967295"),
         (add("data_seed: 4294967296"), [], "data_seed: 4294967296 cannot be; give a whole number from 0 to 4294967295"),
+        (None, ["--lora_dropout=1.5"], "lora_dropout: 1.5 cannot be; give a number from 0 to 1"),
         (None, ["--max_length", "0"], "max_length: 0 cannot be"),
     ],
 )

@@ -44,7 +44,21 @@ def change(key: str, value) -> None:
         (None, {"eos_token": "</x>"}, {}, "eos_token: '</x>' is not in the vocabulary of ./model"),
         pytest.param(None, {}, {"pad_token": ["<x>"]}, "pad_token: '<x>' is not in the vocabulary of ./model",
                      marks=pytest.mark.filterwarnings("ignore:`pad_token` is deprecated")),
-        (None, {"loss_type": "mse"}, {}, "loss_type: mse: TRL has nll and dft"),
+        (None, {"loss_type": "mse"}, {}, "loss_type: mse: choose from nll, dft"),
+        (None, {"adapter_dtype": "bf16"}, {}, "adapter_dtype: bf16: choose from float32, bfloat16, bfloat16_weights"),
+        (None, {"dtype": "auto"}, {}, "dtype: auto is not possible here, use one of bfloat16, float16, float32"),
+        (None, {"dataset_test_split": None}, {}, "dataset_test_split: no value; the default is test"),
+        (None, {"accelerator_config": {"x": 1}}, {}, "unexpected keyword argument 'x'"),
+        (None, {"adam_beta2": 1.0}, {}, "optim: adamw_torch_fused: Invalid beta parameter at index 1: 1.0"),
+        (None, {"lr_scheduler_type": "warmup_stable_decay"}, {}, "lr_scheduler_kwargs: null: .*'num_decay_steps'"),
+        (None, {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}}, {}, None),
+        (None, {"attn_implementation": "flash"}, {}, "attn_implementation: flash: .*flash.* is not supported"),
+        (None, {"attn_implementation": "eager"}, {}, None),
+        (None, {"lora_modules_to_save": ["wte"]}, {}, "lora_modules_to_save: no layer of ./model is named wte"),
+        (None, {"report_to": "none"}, {}, "report_to: the report is made of what W&B gets"),
+        (None, {"report_to": "swanlab"}, {}, "report_to: swanlab is not installed"),
+        (None, {}, {"learning_rate": ["0.001"]}, "learning_rate: 0.001 is a string to YAML; write 1.0e-03"),
+        (None, {}, {"learning_rate": {"min": 0, "max": 0.1}}, None),
         (None, {"lora_target_modules": ".*[qk]_proj"}, {}, None),
         (None, {}, {"seed": [2**32]}, "seed: 4294967296 cannot be; give a whole number from 0 to 4294967295"),
         (None, {"data_seed": -1}, {}, "data_seed: -1 cannot be"),
@@ -58,6 +72,8 @@ def change(key: str, value) -> None:
         (lambda: Path("model/config.json").write_text('{"model_type": "x"}'), {}, {}, "model_name_or_path './model': "),
         (lambda: change("architectures", None), {}, {}, "says architectures: None, of which transformers .* has none"),
         (lambda: change("architectures", ["Yi"]), {}, {}, "says architectures: .'Yi'., of which transformers"),
+        (lambda: change("architectures", ["LlamaModel"]), {}, {}, "is a LlamaModel; give one that writes text"),
+        (lambda: Path("model/tokenizer_config.json").write_text("{}"), {}, {}, "says no pad_token and no eos_token"),
         (lambda: Path("file").touch(), {"output_dir": "file/x"}, {}, "output_dir file/x: Not a directory; choose a wr"),
     ],
 )  # fmt: skip
@@ -76,7 +92,10 @@ def test_what_a_run_would_refuse_is_one_line(spoil, recipe, parameters, message,
         "program": "train.py",
         "method": "grid",
         "command": ["python", "${program}", "--config", "recipe.yaml", "${args}"],
-        "parameters": {name: {"values": values} for name, values in ({"seed": [0, 1]} | parameters).items()},
+        "parameters": {
+            name: {"values": given} if isinstance(given, list) else given
+            for name, given in ({"seed": [0, 1]} | parameters).items()
+        },
     }
     found = early.fault(config, sweep.calls(config), True)
     assert (found or "").count("\n") == 0
