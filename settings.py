@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +107,14 @@ class Parser(TrlParser):
     def error(self, message: str):
         raise InputError(message)
 
+    def know(self, keys: Iterable[str]) -> None:
+        """Raise InputError for a key that is no flag."""
+        known = {action.dest for action in self._actions}
+        for key in keys:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                raise InputError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
     def take(self, recipe: dict) -> None:
         """Make the recipe's values the defaults, read as flags would be; InputError for what no flag could give."""
         for action in self._actions:
@@ -124,12 +133,8 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
     """Recipe and flags to configurations; InputError names a key that TRL does not know, or a value that is unfit."""
     recipe, flags = inputs.read(arguments)
     parser = Parser()
-    known = {action.dest for action in parser._actions}
     used = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
-    for key in (*recipe, *used):
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            raise InputError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    parser.know((*recipe, *used))
     inputs.check(arguments)
     parser.take(recipe)
     try:

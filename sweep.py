@@ -39,6 +39,9 @@ def read(path: Path) -> dict:
         for value in (*values, parameter.get("min"), parameter.get("max")):
             if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
                 raise InputError(f"{path}: {name}: {value} is a string to YAML; write {float(value):.1e}")
+    for key in ("name", "project", "entity"):
+        if not isinstance(sweep.get(key), str | None):
+            raise InputError(f"{path}: {key}: {sweep[key]} is no text to YAML; write it in quotes")
     if not isinstance(command := sweep.get("command") or [], list):
         raise InputError(f"{path}: command: {command}: write a list of words, as in sweep.yaml")
     cap = sweep.get("run_cap")

@@ -18,7 +18,7 @@ from data import BUILT_IN
 from gang import agent
 from inputs import InputError
 from model import ADAPTED
-from settings import parse, swept_values
+from settings import Parser, parse, swept_values
 
 # What train.read_data looks at beside the data; it is asked again only where one of these differs.
 OF_ROWS = (
@@ -48,6 +48,8 @@ def fault(sweep: dict, calls: list[list[str]], gang: bool) -> str | None:
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what is wrong is said once
     known: list[list] = []
     try:
+        if calls:
+            Parser().know(map(str, sweep["parameters"]))  # calls lack those that have a distribution
         for arguments in calls:
             data, training, base = parse(arguments)
             read = [vars(data), *(vars(training)[key] for key in OF_ROWS), *(vars(base)[key] for key in OF_MODEL)]

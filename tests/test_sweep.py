@@ -35,6 +35,7 @@ NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for be
         (RATES + "program: trian.py", "program: trian.py: there is no such file"),
         (RATES + "command: [x, --config, no.yaml]", "--config no.yaml: No such file"),
         (RATES + "command: [x, --config=no.yaml]", "--config no.yaml: No such file"),
+        (RATES + "name: 20261201", "name: 20261201 is no text to YAML; write it in quotes"),
         (RATES + "command: python train.py", "command: python train.py: write a list of words"),
         (TRAIN.replace(", '${args}'", "") + RATES, "command: write ${args} where train.py is to get what varies"),
         (RATES + "command: [x, --config, README.md]", "--config README.md: "),

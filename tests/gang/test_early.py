@@ -58,6 +58,7 @@ def change(key: str, value) -> None:
         (None, {"report_to": "none"}, {}, "report_to: the report is made of what W&B gets"),
         (None, {"report_to": "swanlab"}, {}, "report_to: swanlab is not installed"),
         (None, {}, {"learning_rate": ["0.001"]}, "learning_rate: 0.001 is a string to YAML; write 1.0e-03"),
+        (None, {}, {"lr": {"min": 0.1, "max": 0.2}}, "unknown key 'lr'"),
         (None, {}, {"learning_rate": {"min": 0, "max": 0.1}}, None),
         (None, {"lora_target_modules": ".*[qk]_proj"}, {}, None),
         (None, {}, {"seed": [2**32]}, "seed: 4294967296 cannot be; give a whole number from 0 to 4294967295"),
