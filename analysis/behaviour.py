@@ -448,6 +448,11 @@ def classify(e: Evidence) -> Verdict:
     return dynamics(e) or outcome(e)
 
 
+def tells(run: Run, verdict: Verdict) -> bool:
+    """Whether a run says something of its rate: it has reached its end, or lost its way; a crash says nothing."""
+    return verdict.behaviour != "incomplete" or run.end is not None
+
+
 def onset(verdict: Verdict, run: Run) -> str | None:
     """When a diverged run diverged: early (within the warm-up or the first 10 % of the steps) or mid."""
     if verdict.behaviour != "diverged":

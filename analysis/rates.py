@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis import statistics
-from analysis.behaviour import Evidence, Verdict, captured_gain
+from analysis.behaviour import Evidence, Verdict, captured_gain, tells
 from analysis.curves import first_crossing
 from analysis.runs import Checkpoint, Run, Series
 from analysis.statistics import Estimate, Spread, spread
@@ -147,6 +147,7 @@ def rate(
     best_loss = None if comparison is None else float(comparison.loss.min())
     reach = None if None in (base_loss, best_loss) or base_loss <= best_loss else base_loss - best_loss
     ends = [run.final_eval_loss for run in runs]
+    whole = [run for run in runs if tells(run, verdicts[run.id])]
     lasts = [run.last for run in runs if run.last is not None]
     is_best = place is not None and place == comparison.best
     moments = dict.fromkeys(MOMENTS)
@@ -187,7 +188,7 @@ def rate(
         excess_interval=None if place is None or len(comparison.rates) < 2 else comparison.excess(place),
         gain=gain,
         gain_interval=gain_interval,
-        steps={q: median_steps(runs, base_loss, best_loss, q) for q in statistics.TARGETS},
+        steps={q: median_steps(whole, base_loss, best_loss, q) for q in statistics.TARGETS},
         clipped=spread([evidence[run.id].clipped for run in runs]).mean,
         update_ratio=spread([float(s.value[-1]) for s in ratios if len(s)]),
         stable_rank=spread([float(s.value[-1]) for s in ranks if len(s)]),

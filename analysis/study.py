@@ -271,7 +271,10 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault], lowest: floa
     ended = points(used, verdicts)
     planned = next((run.planned_steps for run in counted if run.planned_steps), None)
     width = None if comparison is None else comparison.width
-    curves = {rate: curve for rate, found in used.items() if len(curve := mean_curve(found))}
+    # A run that crashed would end its rate's mean curve, and so its lead.
+    whole = {rate: [run for run in found if behaviour.tells(run, verdicts[run.id])] for rate, found in used.items()}
+    whole = {rate: found for rate, found in whole.items() if found}
+    curves = {rate: curve for rate, found in whole.items() if len(curve := mean_curve(found))}
     by_budget = statistics.best_by_budget(curves, width or statistics.BASIN_NATS)
     schedule = str(recipe.get("lr_scheduler_type", ""))
     pass_steps = next((run.steps_per_pass for run in counted if run.steps_per_pass), None)
@@ -295,7 +298,7 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault], lowest: floa
         optimum=None if comparison is None else find_optimum(comparison, ended),
         guide=guide_of(runs[0]) if runs else None,
         budget=by_budget,
-        budget_law=budget.law(by_budget, seeds_by_budget(used, width), planned, schedule, pass_steps),
+        budget_law=budget.law(by_budget, seeds_by_budget(whole, width), planned, schedule, pass_steps),
         hypotheses=hypotheses(rows, planned, width),
         mechanism=mechanism(rows, rank, alpha),
         advice=None if comparison is None else advise(comparison, feasible),
@@ -357,13 +360,13 @@ def reference(run: Run, used: dict[float, list[Run]]) -> Run | None:
     return lowest if whole else None
 
 
-def seeds_by_budget(used: dict[float, list[Run]], width: float | None) -> list[list[dict]]:
+def seeds_by_budget(whole: dict[float, list[Run]], width: float | None) -> list[list[dict]]:
     """best_by_budget for each seed that every rate has."""
-    curves = [{run.seed: run["eval/loss"].finite for run in runs} for runs in used.values()]
+    curves = [{run.seed: run["eval/loss"].finite for run in runs} for runs in whole.values()]
     common = [seed for seed in curves[0] if all(seed in found for found in curves)] if curves else []
     return [
         statistics.best_by_budget(
-            {rate: found[seed] for rate, found in zip(used, curves, strict=True)}, width or statistics.BASIN_NATS
+            {rate: found[seed] for rate, found in zip(whole, curves, strict=True)}, width or statistics.BASIN_NATS
         )
         for seed in common
     ]

@@ -341,6 +341,23 @@ def test_the_best_rate_by_budget_is_told():
     assert report.budget(analyse({2e-4: "good", 1e-3: "slow"})) == always
 
 
+def crash(record):
+    record["state"] = "crashed"
+    record["history"] = [row for row in record["history"] if row["train/global_step"] < 42]
+
+
+def test_a_crash_costs_no_rate_its_lead_and_is_no_miss():
+    """One run of the best rate and the only one of the slowest crash before a step that the others reach."""
+
+    def some(record):
+        if (record["config"]["learning_rate"], record["config"]["seed"]) in ((2e-4, 1), (1e-5, 0), (1e-5, 1)):
+            crash(record)
+
+    found = analyse({1e-5: "slow", 2e-4: "good", 1e-3: "suboptimal"}, 2, some)
+    assert report.budget(found) == "2e-4 is best at every budget, or within the margin of the best."
+    assert "1e-5" not in questions.speed(found) and "2e-4 was first" in questions.speed(found)
+
+
 def test_leads_within_the_margin_are_no_change_of_the_best_rate():
     found = analyse({2e-4: "good", 1e-3: "good"})
     rows = [(10, 2e-4, [2e-4]), (20, 1e-3, [2e-4, 1e-3]), (50, 2e-4, [2e-4, 1e-3]), (100, 2e-4, [2e-4])]
