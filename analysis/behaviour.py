@@ -403,9 +403,12 @@ def no_end(e: Evidence) -> Verdict | None:
     if e.gain is not None:
         return None
     missing = (
-        "no final eval loss" if e.run.final_eval_loss is None else "no eval loss at step 0, or no rate improved on it"
+        (e.run.final_eval_loss, "no final eval loss"),
+        (e.base_loss, "no eval loss at step 0"),
+        (e.best_loss, "no rate whose runs all ended"),
     )
-    return Verdict("incomplete", e.run.last_step, None, f"{missing} to judge its end by")
+    reason = next((words for loss, words in missing if loss is None), "no rate that improved on the untrained model")
+    return Verdict("incomplete", e.run.last_step, None, f"{reason} to judge its end by")
 
 
 def small_gain(e: Evidence) -> Verdict | None:

@@ -5,7 +5,7 @@ One that no run can judge is left out.
 
 import math
 
-from analysis.behaviour import FAST_START, GAIN
+from analysis.behaviour import FAST_START, GAIN, tells
 from analysis.rates import Rate
 from analysis.statistics import paired_difference, wilson
 from analysis.words import bounds, plural, rate_label
@@ -27,7 +27,8 @@ def at(rates: list[Rate], wanted: float) -> Rate | None:
 
 def share_of_runs(row: Rate, classes: tuple[str, ...]) -> tuple[int, int]:
     """How many of the rate's ended runs are in these classes, and how many ended."""
-    ended = [verdict.behaviour for verdict in row.verdicts if verdict.behaviour != "incomplete"]
+    both = zip(row.runs, row.verdicts, strict=True)
+    ended = [verdict.behaviour for run, verdict in both if tells(run, verdict)]
     return sum(behaviour in classes for behaviour in ended), len(ended)
 
 

@@ -524,11 +524,11 @@ def limits(r: dict) -> list[str]:
         found.append(
             f"{who} is not in the statistics: {x['excluded']}."
             if x["excluded"]
-            else f"{who} has no end: {x['reason']}."
+            else f"{who} has {'no class' if x['final_eval_loss'] is not None else 'no end'}: {x['reason']}."
         )
     if len(lost) > SHOWN_RUNS:
         found.append(
-            f"{len(lost) - SHOWN_RUNS} more runs are not in the statistics or have no end: see the table of every run."
+            f"{len(lost) - SHOWN_RUNS} more are not in the statistics or have no class: see the table of every run."
         )
     return found
 

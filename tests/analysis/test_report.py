@@ -406,6 +406,18 @@ def test_one_diverged_seed_makes_a_rate_infeasible_and_shows_the_others():
     assert found["best_rate"] == 1e-3
 
 
+def test_runs_that_ended_are_counted_where_no_rate_can_be_valued():
+    def break_one(record):
+        if record["config"]["seed"] == 1:
+            record["summary"]["diverged_at_step"] = 99
+
+    found = analyse({2e-4: "good", 1e-3: "good"}, change=break_one)
+    told = {h["name"]: h for h in found["hypotheses"]}
+    assert told["H2"]["evidence"].startswith("diverged or unstable in 1 of 3 seeds")
+    assert told["H3b"]["verdict"] == "refuted"
+    assert any("(2e-4, finished) has no class: no rate whose runs all ended" in line for line in report.limits(found))
+
+
 def test_nothing_ended_is_a_report(tmp_path):
     found = analyse({1e-5: "cut", 2e-4: "cut"}, 1)
     assert headline.answer(found) == "No run has reached its end, so no learning rate can be named: 2 runs (crashed)."
