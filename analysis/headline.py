@@ -137,12 +137,15 @@ def scope(r: dict) -> str:
 
 def nothing_ended(r: dict) -> str:
     diverged = [x["learning_rate"] for x in r["rates"] if x["diverged"]]
-    if diverged:
-        once = max(x["n"] for x in r["rates"]) == 1
-        which = f"{labels(diverged)} diverged" if once else f"runs diverged at {labels(diverged)}"
+    open_rates = [x["learning_rate"] for x in r["rates"] if not x["diverged"]]
+    once = max((x["n"] for x in r["rates"]), default=0) == 1
+    which = f"{labels(diverged)} diverged" if once else f"runs diverged at {labels(diverged)}"
+    if diverged and not open_rates:
         return f"No rate of this sweep can be used: {which}. Go lower."
     if reason := not_evaluated(r):
         return f"{reason[0].upper()}{reason[1:]}."
+    if diverged:
+        return f"No rate can be named yet: {which}, and {labels(open_rates)} reached no end."
     states = ", ".join(sorted({x["state"] for x in r["runs"]}))
     return f"No run has reached its end, so no learning rate can be named: {plural(len(r['runs']), 'run')} ({states})."
 

@@ -451,6 +451,8 @@ def test_all_diverged_is_a_report(tmp_path):
     found = analyse({1e-3: "stopped", 5e-3: "exploding"}, 1)
     assert headline.answer(found).startswith("No rate of this sweep can be used")
     assert "Does a rate below 1e-3 end?" in page(found, tmp_path)
+    found = analyse({2e-4: "cut", 5e-3: "stopped"}, 1)
+    assert headline.answer(found) == "No rate can be named yet: 5e-3 diverged, and 2e-4 reached no end."
 
 
 def test_no_gain_is_a_report(tmp_path):
