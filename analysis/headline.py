@@ -359,13 +359,14 @@ def basis(r: dict) -> str:
     if r["basin"] is None or r["side_by_side"]:
         return ""
     examples = eval_set(r)
+    untrained = "" if r["base_loss"] is None else f"; untrained {decimals(r['base_loss'], '.2f')}"
     counts = {x["n"] for x in r["rates"]}
     seeds = (
         "one seed" if counts == {1} else f"mean of {' to '.join(map(str, sorted({min(counts), max(counts)})))} seeds"
     )
     return (
         f"Eval loss in nats per answer token (0.1 more is 11 % more perplexity), {seeds}"
-        f"{f' over {examples}' if examples else ''}; untrained {decimals(r['base_loss'], '.2f')}. "
+        f"{f' over {examples}' if examples else ''}{untrained}. "
         f"Differences below {decimals(r['basin']['width'])} ({margin_of(r)}) count as none."
         f"{'' if modules_known(r) else TOO_NARROW}"
     )

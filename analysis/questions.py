@@ -78,7 +78,8 @@ def instability(r: dict) -> str:
 def speed(r: dict) -> str:
     known = [(number(x["steps"]["0.8"]), x) for x in r["rates"] if x["steps"]["0.8"] is not None]
     if not known:
-        why = "no rate improved on the untrained model" if by_loss(r) else none_ended(r)
+        gain = "no rate improved on the untrained model" if r["base_loss"] is not None else "no eval loss at step 0"
+        why = gain if by_loss(r) else none_ended(r)
         return f"Undefined: {why}, so there is no target to reach."
     reached = sorted((pair for pair in known if math.isfinite(pair[0])), key=lambda pair: pair[0])
     missed = [x["learning_rate"] for count, x in known if not math.isfinite(count)]

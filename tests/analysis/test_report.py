@@ -441,6 +441,15 @@ def test_finished_runs_without_an_eval_loss_are_said_to_be_so(tmp_path):
     assert "diverging" not in text and "reached" not in text
 
 
+def test_without_an_evaluation_at_step_0_nothing_is_said_of_the_untrained_model():
+    def unevaluated(record):
+        record["history"] = [row for row in record["history"] if row["train/global_step"] > 0]
+
+    found = analyse(change=unevaluated)
+    assert questions.speed(found) == "Undefined: no eval loss at step 0, so there is no target to reach."
+    assert "untrained" not in headline.basis(found)
+
+
 def test_one_rate_is_told_to_have_nothing_to_compare():
     found = analyse({2e-4: "good"}, seeds=1)
     assert report.insights(found) == ["None: one rate has nothing to compare."]
