@@ -81,7 +81,7 @@ def seeds(study: Study) -> dict | None:
     if study.comparison is None or study.seeds >= SEEDS:
         return None
     more = [s for s in range(2 * SEEDS + len(have)) if s not in have][: SEEDS - study.seeds]
-    variance = "unknown" if study.seeds < 2 else "uncertain"
+    variance = "unknown" if study.comparison.seed_sd is None else "uncertain"
     why = f"{plural(study.seeds, 'seed')} so far: how much seeds vary is {variance}"
     question = "Does the order survive another seed?" if len(study.rates) > 1 else "How much do seeds vary?"
     return follow_up(study, "seeds", question, why, learning_rate=study.rates, seed=more)

@@ -338,13 +338,22 @@ def seeds_do(counts: set[int]) -> str:
     return f"{in_words(few)} {'seed does' if few == 1 else 'seeds do'}"
 
 
+def one_seed(r: dict) -> bool:
+    """Whether no rate has ended with a second seed, so that nothing tells how seeds vary."""
+    return r["seeds"] == 1 and r["basin"]["seed_sd"] is None
+
+
 def left_open(r: dict) -> list[str]:
     """What the seeds do not settle: whether a price that was named matters, and with one of them how they vary."""
     named = [x for rows in either_side(r) for x in rows if x["basin"]["verdict"] == "undecided"]
     named = [x for x in named if x["difference"]["end"]]
-    rates, alone = sorted(x["learning_rate"] for x in named), r["seeds"] == 1
+    rates, alone = sorted(x["learning_rate"] for x in named), one_seed(r)
+    if not rates and r["seeds"] == 1:
+        near = [x for x in by_loss(r) if x["basin"]["excess"] < r["basin"]["width"]]
+        few = [x["learning_rate"] for x in near if x["final_eval"]["n"] == 1]
+        return ["One seed: how much seeds vary is unknown." if alone else f"Of {labels(few)} only one seed has ended."]
     if not rates:
-        return ["One seed: how much seeds vary is unknown."] if alone else []
+        return []
     counts = {x["n"] for x in named}
     at, who = "", labels(rates)
     if counts != {r["seeds"]}:

@@ -23,6 +23,7 @@ from analysis.headline import (
     modules_known,
     moved,
     not_evaluated,
+    one_seed,
     scope,
 )
 from analysis.questions import SHOWN_RUNS
@@ -89,7 +90,7 @@ def context(results: dict, directory: Path, pictures: list[str]) -> dict:
         "guides": tables.table(tables.GUIDES, r["guides"]["rows"], r) if r["guides"] else None,
         "guide_words": guides(r),
         "hypotheses": tables.table(tables.HYPOTHESES, r["hypotheses"], r),
-        "one_seed": r["seeds"] == 1,
+        "one_seed": one_seed(r),
         "questions": questions.answers(r),
         "insights": insights(r),
         "controls": [
@@ -481,12 +482,11 @@ def limits(r: dict) -> list[str]:
     if c is None:
         why = questions.none_ended(r)
         found.append(f"{why[0].upper()}{why[1:]}, so nothing is compared.")
-    elif r["seeds"] < 2:
+    elif one_seed(r):
         found.append(f"One seed: the intervals cover {c['covers']}, not seeds.")
     elif c["seed_sd"] is not None:
-        found.append(
-            f"{r['seeds']} seeds, standard deviation {decimals(c['seed_sd'], '.4f')} nats (median over rates)."
-        )
+        count = f"{r['seeds']} seeds" if r["seeds"] > 1 else "Where there are several seeds"
+        found.append(f"{count}, standard deviation {decimals(c['seed_sd'], '.4f')} nats (median over rates).")
     data = r["data"]
     if c is not None and data["eval_examples"] and not data["eval_modules"]:
         found.append(

@@ -253,6 +253,17 @@ def test_one_seed_bolds_no_winner_and_says_what_it_does_not_know(tmp_path):
     assert tables.winner(told) == 2e-4 and "| **2e-4** |" in page(told, tmp_path)
 
 
+def test_one_seed_of_the_best_rate_beside_several_of_others_is_not_one_seed_in_all(tmp_path):
+    def alone(record):
+        if record["config"]["learning_rate"] == 2e-4 and record["config"]["seed"] > 0:
+            crash(record)
+
+    found = analyse({1e-5: "suboptimal", 2e-4: "good", 1e-3: "suboptimal"}, change=alone)
+    assert headline.answer(found).endswith(" Of 2e-4 only one seed has ended.")
+    text = page(found, tmp_path)
+    assert "One seed:" not in text and "seeds vary is unknown" not in text and "several seeds, standard dev" in text
+
+
 def test_the_seed_documents_hypotheses_flip():
     as_predicted = verdicts(analyse({1e-5: "slow", 2e-4: "good", 1e-3: "good", 5e-3: "stopped"}))
     assert (as_predicted["H1"], as_predicted["H2"], as_predicted["H4"]) == ("confirmed", "confirmed", "confirmed")
