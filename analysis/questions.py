@@ -33,8 +33,8 @@ def lowest(r: dict) -> str:
     if not order:
         return f"None can be named: {none_ended(r)}."
     level = order[0]["final_eval"]["level"]
-    name, loss = rate_label(order[0]["learning_rate"]), decimals(r["best_loss"])
-    text = f"{name}: final eval loss {loss}, {bounds(level['interval'])}"
+    name = rate_label(order[0]["learning_rate"])
+    text = f"{name}: final eval loss {decimals(level['mean'])}, {bounds(level['interval'])}"
     rest = [
         f"{rate_label(x['learning_rate'])} is {decimals(d['mean'], '+.3f')}, {bounds(d['interval'])}"
         for x in order[1:]
