@@ -423,7 +423,7 @@ def advise(comparison: Comparison, feasible: dict[float, list[Run]]) -> Advice |
     return Advice(
         rate=best,
         tied=tied,
-        end=float(comparison.loss[comparison.rates.index(best)]),
+        end=float(later.value[-1]),
         end_step=end_step,
         low=float(later.value[low]),
         low_step=step,

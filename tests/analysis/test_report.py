@@ -261,6 +261,7 @@ def test_one_seed_of_the_best_rate_beside_several_of_others_is_not_one_seed_in_a
     found = analyse({1e-5: "suboptimal", 2e-4: "good", 1e-3: "suboptimal"}, change=alone)
     assert headline.answer(found).endswith(" Of 2e-4 only one seed has ended.")
     own = next(row["final_eval"] for row in found["rates"] if row["learning_rate"] == 2e-4)["level"]
+    assert found["advice"]["end"] == own["mean"]  # the end of the curve whose lowest point says when to stop
     assert (
         questions.lowest(found).startswith(f"2e-4: final eval loss {own['mean']:.3f}, ")
         and own["mean"] != found["best_loss"]
