@@ -209,7 +209,7 @@ def ties(r: dict, advice: dict) -> list[str]:
     names, best = labels([x["learning_rate"] for x in rows]), rate_label(r["best_rate"])
     where = f"{names} ends {gap} above" if len(rows) == 1 else f"They end within {gap} of"  # named before
     unsettled = any(x["basin"]["verdict"] != "in" for x in rows)
-    doubt = f", though {seeds_do({x['n'] for x in rows})} not settle it" if unsettled else ""
+    doubt = f", though {seeds_do({x['final_eval']['n'] for x in rows})} not settle it" if unsettled else ""
     why = "" if advice["rate"] == r["best_rate"] else "; of rates so close the lower one is the safer"
     return [f"{where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}{why}."]
 
@@ -354,7 +354,7 @@ def left_open(r: dict) -> list[str]:
         return ["One seed: how much seeds vary is unknown." if alone else f"Of {labels(few)} only one seed has ended."]
     if not rates:
         return []
-    counts = {x["n"] for x in named}
+    counts = {x["final_eval"]["n"] for x in named}
     at, who = "", labels(rates)
     if counts != {r["seeds"]}:
         at, who = f"at {who} ", "it" if len(rates) == 1 else "they"
@@ -369,7 +369,7 @@ def basis(r: dict) -> str:
         return ""
     examples = eval_set(r)
     untrained = "" if r["base_loss"] is None else f"; untrained {decimals(r['base_loss'], '.2f')}"
-    counts = {x["n"] for x in r["rates"]}
+    counts = {x["final_eval"]["n"] for x in by_loss(r)}
     seeds = (
         "one seed" if counts == {1} else f"mean of {' to '.join(map(str, sorted({min(counts), max(counts)})))} seeds"
     )

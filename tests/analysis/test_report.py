@@ -200,11 +200,17 @@ def test_what_the_seeds_leave_open_is_said_once():
     text = headline.answer(found)
     assert re.search(r"Higher: 5e-4 costs 0\.\d\d \(95 % \[.*?\]\); 1e-3 costs", text)
     assert re.search(r"Two seeds do not settle whether 5e-4 and 1e-3 cost more than matters \(0\.\d{3}\)\.$", text)
-    found["rates"][1]["n"] = 1
+    found["rates"][1]["final_eval"]["n"] = 1
     assert "At 5e-4 and 1e-3 one to two seeds do not settle whether they cost more than matters" in headline.answer(
         found
     )
     assert ", mean of 1 to 2 seeds over " in headline.basis(found)
+
+
+def test_a_seed_that_crashed_settles_nothing():
+    found = analyse({2e-4: "good", 1e-3: "suboptimal"}, change=lambda x: x["config"]["seed"] == 2 and crash(x))
+    assert "mean of 2 seeds over" in headline.basis(found)
+    assert "Two seeds do not settle whether 1e-3 costs more" in headline.answer(found)
 
 
 def test_a_setting_under_which_another_rate_is_best_is_said_at_once():
