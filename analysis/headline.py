@@ -302,7 +302,8 @@ def lower_with_early_stopping(r: dict) -> list[str]:
         return []
     gap, step = decimals(-rival["difference"]["best"]["mean"], ".2f"), decimals(rival["best_eval"]["step"], "g")
     return [
-        f"Stopped at its best checkpoint (step {step}), {rate_label(rival['learning_rate'])} is {gap} lower than that."
+        f"Stopped at its best checkpoint (step {step}), {rate_label(rival['learning_rate'])} is {gap} lower than "
+        f"{rate_label(r['best_rate'])} at its own."
     ]
 
 

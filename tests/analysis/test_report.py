@@ -126,6 +126,7 @@ def test_early_stopping_that_turns_the_order_is_said():
 
     text = headline.answer(analyse({2e-4: "good", 1e-3: "good"}, change=later_worse))
     assert "use 2e-4" in text and "Stopped at its best checkpoint (step 40), 1e-3 is 0." in text
+    assert " lower than 2e-4 at its own." in text
 
 
 def test_a_best_rate_that_still_falls_is_said_to():
