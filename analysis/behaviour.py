@@ -20,6 +20,7 @@ from analysis.curves import (
     roughness,
 )
 from analysis.runs import COMPLETE, TAIL, TAIL_STEPS, Run, Series
+from analysis.words import plural
 
 # Thresholds: unit, and why this value.
 TAIL_RISE = 1.5  # ratio D of the tail's median loss to the smoothed minimum: 0 % false alarms at 15 % batch noise
@@ -330,7 +331,7 @@ def recovered_nan(e: Evidence) -> Verdict | None:
         bad = ~np.isfinite(e.run[column].value)
         if bad.any():
             step = int(e.run[column].step[bad.argmax()])
-            reason = f"{name} not finite at step {step} ({int(bad.sum())} steps), recovered"
+            reason = f"{name} not finite at step {step} ({plural(int(bad.sum()), 'step')}), recovered"
             return Verdict("unstable", step, float(bad.sum()), reason)
     return None
 

@@ -500,7 +500,8 @@ def limits(r: dict) -> list[str]:
         )
     unpaired = [x["learning_rate"] for x in by_loss(r) if (d := x["difference"]["end"]) and not d["paired"]]
     if unpaired:
-        found.append(f"{labels(unpaired)} share no seed with the best rate, so their differences are not paired.")
+        who = f"{labels(unpaired)} {'shares' if len(unpaired) == 1 else 'share'}"
+        found.append(f"{who} no seed with the best rate: not paired by seed.")
     fewer = sorted({x["final_eval"]["n"] for x in by_loss(r)})
     if len(fewer) > 1:
         found.append(
