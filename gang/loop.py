@@ -282,7 +282,7 @@ class Gang:
         sizes = train.update_sizes(torch.from_numpy(squares), sum(self.first.trainer.weight_squares.values()))
         for place, index in enumerate(rows):
             member = self.members[index]
-            if member.error is None and (not member.diverged or member.watch.diverged_at_step == number):
+            if member.error is None and (not member.diverged or member.trainer.state.global_step == number):
                 with self.mind(member):
                     member.log_evaluation(scores[place], self.shared.tokens, sizes[place], seconds)
 

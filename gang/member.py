@@ -150,7 +150,8 @@ class Member:
 
     @property
     def diverged(self) -> bool:
-        return self.watch is not None and self.watch.diverged_at_step is not None
+        """Like train.py it takes a step before it ends, even where the base itself is not finite."""
+        return bool(self.watch and self.watch.diverged_at_step is not None and self.trainer.state.global_step)
 
     @property
     def ended(self) -> bool:

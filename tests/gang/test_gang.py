@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 import wandb
 import yaml
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
 from data import load_split
@@ -154,6 +155,17 @@ def test_the_record_of_a_diverged_member_ends_as_train_pys(tmp_path):
     assert 0 < ill.watch.diverged_at_step == ill.trainer.state.global_step < 20
     assert fine.trainer.state.global_step == 20
     assert_equal(rows(ill), alone(tmp_path, steps=20, **point))
+
+
+def test_on_a_base_that_is_not_finite_a_member_takes_one_step_as_train_py(tmp_path):
+    model = shutil.copytree(ROOT / "starter" / "model", tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] *= math.nan
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    point = {"learning_rate": 1e-4, "model_name_or_path": str(model)}
+    (member,) = gang(tmp_path, point)
+    assert member.error is None and member.watch.diverged_at_step == 0
+    assert_equal(rows(member), alone(tmp_path, 4, **point))
 
 
 def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
