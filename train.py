@@ -182,14 +182,15 @@ class Trainer(SFTTrainer):
         Not the row's ids before its answer: where the prompt ends in a space, a tokenizer joins the two.
         """
         tokenizer, ids = self.processing_class, row["input_ids"]
-        if "prompt" in row:
+        if row.get("prompt"):
             asked, answer = row["prompt"], row["completion"]
         elif "messages" in row:
             turns = row["messages"]
             first = next((i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"), len(turns))
             asked, answer = turns[:first], turns[first:]
-        else:  # plain text is all answer: half of it is the prompt
-            return ids[: len(ids) // 2], tokenizer.decode(ids[len(ids) // 2 :], skip_special_tokens=True)
+        else:  # plain text, or what follows an empty prompt, is all answer: half of it is the prompt
+            half = max(1, len(ids) // 2)
+            return ids[:half], tokenizer.decode(ids[half:], skip_special_tokens=True)
         if isinstance(asked, str):
             ids, reference = tokenizer(asked)["input_ids"], answer.removesuffix(tokenizer.eos_token)  # TRL has added it
         else:
@@ -203,10 +204,7 @@ class Trainer(SFTTrainer):
     def questions(self) -> tuple[BatchEncoding, list[str]]:
         """The first test prompts, padded on the left, and their reference answers."""
         prompts, references = zip(*map(self.question, self.generation_examples), strict=True)
-        tokenizer = self.processing_class
-        start = [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
-        ids = [ids or start for ids in prompts]  # of nothing, nothing can be generated
-        batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+        batch = self.processing_class.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
         return batch.to(self.model.device), list(references)
 
     def generate_answers(self) -> list[dict[str, str]]:

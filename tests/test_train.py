@@ -184,15 +184,14 @@ def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
     assert references == ["the sum"] * 2
 
 
-def test_an_empty_question_is_the_first_token_alone():
+@pytest.mark.parametrize(("row", "asked"), [({"prompt": "", "completion": "Sum them."}, None), ({"text": ""}, 1)])
+def test_a_question_is_never_empty(row, asked):
+    """Nothing could be generated from one, and the run would be lost after its last step."""
     tokenizer = AutoTokenizer.from_pretrained("starter/model")
-    questions = [([], "a"), ([5, 6], "b")]
-    subject = SimpleNamespace(
-        processing_class=tokenizer, generation_examples=questions, question=tuple, model=SimpleNamespace(device="cpu")
-    )
-    batch, references = train.Trainer.questions(subject)
-    assert batch["input_ids"].tolist() == [[tokenizer.pad_token_id, tokenizer.bos_token_id], [5, 6]]
-    assert references == ["a", "b"]
+    ids = tokenizer("".join(row.values()) + tokenizer.eos_token)["input_ids"]
+    question, rest = train.Trainer.question(SimpleNamespace(processing_class=tokenizer), row | {"input_ids": ids})
+    assert question == ids[: asked or len(ids) // 2] and question
+    assert tokenizer.decode(question, skip_special_tokens=True) + rest == "".join(row.values())
 
 
 def test_answers_are_what_follows_the_question():
