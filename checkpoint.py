@@ -114,6 +114,11 @@ class Checkpoint:
             self.folder = new
         return True
 
+    @property
+    def at_the_end(self) -> bool:
+        """Whether no step is left; from there Hugging Face's trainer would take one too many."""
+        return self.step >= self.state().max_steps
+
     def state(self) -> TrainerState:
         return TrainerState.load_from_json(str(self.folder / "trainer_state.json"))
 
@@ -133,12 +138,16 @@ def find(training, settings: dict, run_id: str | None, sweep: str | None) -> Che
         folder = Path(training.resume_from_checkpoint)
         if not (folder / ABOUT).is_file():
             raise InputError(f"resume_from_checkpoint {folder}: no {ABOUT} there; give a checkpoint-STEP of train.py")
+        if read(folder).at_the_end:
+            raise InputError(f"resume_from_checkpoint {folder}: no step is left after it; give an earlier one")
         return read(folder)
     found = []
     for path in Path(training.output_dir).glob(f"*/checkpoint-*/{ABOUT}"):
         with suppress(FileNotFoundError):  # its run, if it lives, has written the next one
             one = read(path.parent)
             own, akin = one.about["run"] == run_id, sweep is not None and one.about["sweep"] == sweep
+            if one.at_the_end:
+                continue
             if (own or akin) and one.about["settings"] == settings:
                 found.append((own, one.step, str(one.folder), one))
             elif own:
@@ -195,7 +204,7 @@ class Keeper(TrainerCallback):
         if args.world_size > 1:  # several processes would have to agree when
             if interruption.code is not None:
                 sys.exit(interruption.code)
-        elif interruption.code is not None or (self.pace.due and state.global_step < state.max_steps):
+        elif state.global_step < state.max_steps and (interruption.code is not None or self.pace.due):
             control.should_save = True
 
     def on_log(self, args, state, control, **_):

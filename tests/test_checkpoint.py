@@ -103,6 +103,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one(flags, tmp_path, in_project)
     assert parts.example_losses == whole.example_losses and parts.first_batch_hash == whole.first_batch_hash
 
 
+def test_no_run_goes_on_after_its_last_step(tmp_path, in_project):
+    """A signal in that step saves nothing, and what a recipe has saved there is passed over."""
+    with pytest.raises(SystemExit):
+        trained(tmp_path / "none", callbacks=[InterruptAfter(5)])
+    assert not list((tmp_path / "none").glob("own/*"))
+    flags = ["--save_strategy", "steps", "--save_steps", "3"]
+    with pytest.raises(SystemExit):
+        trained(tmp_path, *flags, callbacks=[InterruptAfter(5)])
+    last = tmp_path / "own" / "checkpoint-6"
+    assert last.is_dir() and trained(tmp_path, *flags, resume=True).state.log_history[-1]["step"] == 6
+    with pytest.raises(InputError, match="no step is left after it"):
+        checkpoint.find(parse([*SMALL, "--resume_from_checkpoint", str(last)])[1], {}, None, None)
+
+
 def test_a_checkpoint_is_whole_or_none_and_of_the_same_settings(tmp_path, in_project, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     monkeypatch.setattr(checkpoint, "SHARE", 1e9)
