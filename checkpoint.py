@@ -104,7 +104,7 @@ class Checkpoint:
         """Into the folder of the run that goes on with it; False if another has taken it."""
         old, new = self.folder, Path(run_folder, self.folder.name)
         if new != old:
-            new.parent.mkdir(parents=True, exist_ok=True)
+            new.parent.mkdir(exist_ok=True)
             try:
                 os.rename(old, new)
             except FileNotFoundError:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from inputs import InputError
+from inputs import InputError, first_line
 
 TABLE = Path(__file__).parent / "recipes/guides.yaml"
 SETTINGS = ("learning_rate", "lora_r", "lora_alpha")  # what a guide stands for; all else is the recipe's
@@ -75,5 +75,5 @@ def model_config(model: str, revision: str) -> dict:
         try:
             path = Path(hf_hub_download(model, "config.json", revision=revision))
         except (OSError, ValueError) as error:
-            raise InputError(f"model_name_or_path {model}: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(f"model_name_or_path {model}: {first_line(error)}") from error
     return json.loads(path.read_text(encoding="utf-8"))

@@ -191,8 +191,8 @@ def check_numbers(settings: Mapping) -> None:
     numeric = {*POSITIVE, *RANGES, *(key for key, (default, _) in FLAGS.items() if type(default) in (int, float))}
     for key, value in settings.items():
         try:
-            numbers[key] = float(value) if key in numeric or isinstance(value, float) else 0.0
-        except (TypeError, ValueError, OverflowError):
+            numbers[key] = float(str(value)) if key in numeric or isinstance(value, float) else 0.0
+        except ValueError:
             continue
         if not math.isfinite(numbers[key]):
             raise InputError(f"{key}: {value} is not a finite number")

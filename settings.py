@@ -102,7 +102,7 @@ class Parser(TrlParser):
 
     def __init__(self):
         configurations = (DataConfig, TrainConfig, BaseConfig)
-        super().__init__(configurations, usage=inputs.USAGE, allow_abbrev=False, add_help=False)
+        super().__init__(configurations, usage=inputs.USAGE, add_help=False)
 
     def error(self, message: str):
         raise InputError(message)

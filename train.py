@@ -244,7 +244,6 @@ def adapter_grams(layers: dict[str, LoraLayer]) -> Tensor:
     return torch.stack(grams)
 
 
-@torch.no_grad()
 def update_squares(grams: Tensor) -> Tensor:
     """‖ΔW‖_F² and ‖ΔW‖_2² [..., 2] in float64, for `adapter_grams` [..., 2, r, r].
 

@@ -57,7 +57,11 @@ LIBRARIES = (
 LOADED = "ignore::pytest.PytestAssertRewriteWarning"  # that libraries have been loaded before pytest
 FAST = ["-m", "not slow"]
 REPORT = ["tests/test_results.py", "tests/analysis/test_study.py", "tests/analysis/test_report.py", *FAST]
-TRAIN = ["tests/test_train.py", "tests/test_adapter.py", "-k", "not exit and not no_run_is_opened and not sigterm"]
+FAR = "not exit and not no_run_is_opened and not sigterm and not from_the_cache"  # processes of their own
+TRAIN = ["tests/test_train.py", "tests/test_adapter.py", "tests/gang/test_early.py", "-k", FAR]
+MODELS = ["a_mixture_of_experts", "a_checkpoint_quantised_otherwise", "dropout_that_stays", "what_the_base_would_drop"]
+BASE = ["tests/gang/test_architectures.py", "tests/test_hub.py", *TRAIN[:-1]]
+BASE += [f"{FAR} and (not architectures or encoder or {' or '.join(MODELS)})"]
 RESUME = ["tests/test_checkpoint.py", "-k", "not killed"]
 ALIKE, DIVERGED, CRASHED, FLAGS, PLACED, ADAMW, SIZE, MEMORY, LINUX, STATIC, NAMED, TIME = (
     f"tests/gang/test_gang.py::test_{name}"
@@ -96,11 +100,11 @@ STUDY_FILES = (
 ROOMS: dict[str, dict[str, list[str]]] = {
     "train": {
         "train.py": TRAIN,
-        "model.py": TRAIN,
+        "model.py": BASE,
         "memory.py": ["tests/test_train.py", "-k", "memory"],
-        "data.py": ["tests/test_data.py", *FAST],
+        "data.py": ["tests/test_data.py", "tests/test_hub.py", "-k", FAR],
         "inputs.py": ["tests/test_inputs.py", *FAST],
-        "settings.py": ["tests/test_inputs.py", "tests/test_train.py", *FAST],
+        "settings.py": ["tests/test_inputs.py", "tests/test_train.py", "tests/test_recipe_guides.py", *FAST],
         "guides.py": ["tests/test_recipe_guides.py", *FAST],
         "adapter.py": ["tests/test_adapter.py"],
         "checkpoint.py": RESUME,

@@ -81,6 +81,11 @@ def test_the_card_loads_what_was_trained(server, tmp_path, monkeypatch):
     (run,) = tmp_path.glob("wandb/offline-run-*")
     synced = server.run("wandb", "sync", "--yes", str(run))
     assert synced.returncode == 0, synced.stderr
+    summary = wandb.Api().run(f"local/test/{facts['run']}").summary
+    assert summary["first_batch_hash"] == trainers[0].first_batch_hash and len(answers) == 5
+    tokens = max(row.get("num_tokens", 0) for row in trainers[0].state.log_history)
+    assert summary["tokens_per_second"] * summary["train_seconds"] == pytest.approx(tokens)
+    assert 0.1 < summary["peak_memory_gib"] < 64
     artifact = wandb.Api().artifact(f"local/test/model-{facts['run']}:latest")
     assert artifact.type == "model" and set(artifact.aliases) == {"latest", "final_model"}
     assert artifact.metadata == facts | {"final_model": True}
@@ -92,8 +97,11 @@ def test_the_card_loads_what_was_trained(server, tmp_path, monkeypatch):
     assert wandb.Api().artifact(f"local/test/model-{facts['run']}:best").version == artifact.version
 
 
-@pytest.mark.parametrize("losses", [[], [4.4, math.nan]])
-def test_a_diverged_run_says_so_in_valid_json(losses, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [([], ["nan", "nan", "nan", None]), ([4.4, 3.3333333, 3.9, math.nan], [4.4, "nan", 3.333333, 1])],
+)
+def test_a_diverged_run_says_so_in_valid_json(losses, told, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = ["--config", "recipes/starter.yaml", *SMALL, "--gradient_accumulation_steps", "3"]
     flags += ["--report_to", "none", "--output_dir", str(tmp_path)]
@@ -105,9 +113,10 @@ def test_a_diverged_run_says_so_in_valid_json(losses, tmp_path, monkeypatch):
     facts = adapter.save(trainer, run, 1)
     json.dumps(facts, allow_nan=False)
     assert facts["rows_per_step"] == 4 * 3
+    assert [facts.get(f"eval_loss_{key}") for key in ("first", "last", "best", "best_step")] == told
     assert not {"base_model_commit", "dataset_commit"} & set(facts)  # a folder has none
     card = ModelCard.load(tmp_path / "README.md")
-    assert "diverged at step 1" in card.text and card.data.eval_results is None
+    assert "diverged at step 1" in card.text and card.data.eval_results is None and "qlora" in card.data.tags
     assert card.data.base_model is None and card.data.datasets is None  # folders are no names on the Hub
 
 
@@ -135,3 +144,4 @@ def test_a_folders_name_is_valid_on_the_hub_and_ends_in_the_run(swept, run):
 def test_a_folders_name_says_what_varies():
     assert adapter.folder_name({"learning_rate": 2e-4, "seed": 0}, "abc") == "learning_rate-0.0002-seed-0-abc"
     assert adapter.folder_name({"lora_target_modules": ["q", "v"]}, "abc") == "lora_target_modules-q-v-abc"
+    assert len(adapter.folder_name({"model": "m" * 200}, "abc")) == 96  # the most that the Hub takes

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 import yaml
+from transformers.integrations import WandbCallback
 
 import checkpoint
 import train
@@ -56,7 +57,7 @@ def trained(folder: Path, *flags: str, callbacks=(), resume=False) -> train.Trai
     assert bool(found) == resume
     trainer = train.Trainer(base, training, *(load_split(data, split) for split in ("train[:9]", "test[:8]")))
     training.output_dir = str(folder / "own")
-    run = SimpleNamespace(id="own", sweep_id=None, starting_step=0, config=Config(), summary={"diverged_at_step": 5})
+    run = SimpleNamespace(id="own", sweep_id="sweep", starting_step=0, config=Config(), summary={"diverged_at_step": 5})
     train.watch_run(trainer, run, {"data_fingerprint": "same"}, identity, found)
     for callback in callbacks:
         trainer.add_callback(callback)
@@ -129,7 +130,9 @@ def test_a_checkpoint_is_whole_or_none_and_of_the_same_settings(tmp_path, in_pro
         return checkpoint.find(training, checkpoint.identity(data, training, base), run_id, sweep)
 
     assert found().step == 5
-    assert found(run_id="other") is None
+    assert found(run_id="other") is None is found(run_id="other", sweep="another")
+    assert found(run_id="other", sweep="sweep").step == 5
+    assert checkpoint.find(SimpleNamespace(world_size=2), {}, None, None) is None
     assert found("--learning_rate", "1e-3") is None and "other settings: the run begins anew" in capsys.readouterr().out
     assert found("--resume_from_checkpoint", str(kept), run_id="other").step == 5
     (kept / checkpoint.ABOUT).rename(kept / "run.json.unfinished")
@@ -141,11 +144,108 @@ def test_a_checkpoint_is_whole_or_none_and_of_the_same_settings(tmp_path, in_pro
 def test_a_checkpoint_goes_to_the_first_run_that_goes_on_with_it(tmp_path):
     lost = tmp_path / "lost" / "checkpoint-5"
     lost.mkdir(parents=True)
+    (tmp_path / "new").mkdir()
     one, other = checkpoint.Checkpoint(lost, {}), checkpoint.Checkpoint(lost, {})
     for _ in range(2):  # it may lie there already
         assert one.move(tmp_path / "new") and one.folder == tmp_path / "new" / "checkpoint-5"
     assert one.folder.is_dir() and not lost.parent.exists()
     assert not other.move(tmp_path / "other")
+
+
+def test_a_signal_waits_while_a_run_trains_and_a_second_one_does_not():
+    interruption = checkpoint.Interruption()
+    with pytest.raises(SystemExit, match="130"):
+        interruption.arrive(signal.SIGINT, None)
+    with pytest.raises(SystemExit, match="143"), interruption.waits():
+        interruption.arrive(signal.SIGTERM, None)
+        with pytest.raises(SystemExit, match="130"):
+            interruption.arrive(signal.SIGINT, None)
+    with interruption.waits():
+        pass  # what was asked for has been done
+    with pytest.raises(SystemExit, match="143"):
+        interruption.arrive(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize(("error", "times"), [(SystemExit, 1), (KeyboardInterrupt, 1), (ValueError, 0)])
+def test_wandb_is_told_of_an_interruption_alone(error, times):
+    told = []
+    with pytest.raises(error), checkpoint.preempting(SimpleNamespace(mark_preempting=lambda: told.append(1))):
+        raise error
+    assert len(told) == times
+
+
+def test_checkpoints_keep_their_pace(monkeypatch):
+    """At least a minute apart, and never more than a hundredth of the time."""
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    pace = checkpoint.Pace()
+    clock[0] = 60
+    assert not pace.due
+    clock[0] += 1
+    assert pace.due
+    clock[0] += 3
+    pace.save(clock[0] - 3)
+    clock[0] += 300
+    assert not pace.due
+    clock[0] += 1
+    assert pace.due
+
+
+def test_a_resumed_run_gets_the_rows_that_it_lacks():
+    sent = []
+    rows = checkpoint.Rows(SimpleNamespace(starting_step=2, log=sent.append))
+    for number in range(4):
+        rows.log({"row": number})
+    assert sent == [{"row": 2}, {"row": 3}]
+
+
+class Callback(train.TrainerCallback):
+    """That of a trainer, where it should not be asked; or W&B's, which keeps what it is asked to log."""
+
+    def on_log(self, args, state, control, logs, **_):
+        self.told.append((state.global_step, logs))
+
+
+class Wandb(Callback, WandbCallback):
+    def __init__(self):
+        self.told = []
+
+
+def keeper(fingerprint: str = "same", **settings) -> checkpoint.Keeper:
+    """Of a run whose trainer has two callbacks, resumed from its second step."""
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(**settings), model=None, callback_handler=SimpleNamespace(callbacks=[Callback(), Wandb()])
+    )
+    about = {"data_fingerprint": "same", "example_losses": {}, "first_batch_hash": "", "train_seconds": 1.0}
+    resumed = checkpoint.Checkpoint(Path("checkpoint-2"), about)
+    watch = SimpleNamespace(run=SimpleNamespace(summary={}), tokens=7.0)
+    return checkpoint.Keeper(trainer, watch, {"data_fingerprint": fingerprint}, resumed)
+
+
+def test_wandb_is_told_again_what_was_logged_before_the_checkpoint():
+    subject = keeper()
+    state = SimpleNamespace(log_history=[{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}])
+    subject.on_train_begin(subject.trainer.args, state, None)
+    assert subject.trainer.callback_handler.callbacks[1].told == [(1, {"loss": 2.0}), (2, {"loss": 1.5})]
+    for other in ("other", "zero"):
+        with pytest.raises(InputError, match="the data are not what checkpoint-2 was trained on"):
+            keeper(other).on_train_begin(SimpleNamespace(), state, None)
+
+
+def test_several_processes_end_at_once(monkeypatch):
+    args, control = SimpleNamespace(world_size=2), SimpleNamespace()
+    keeper().on_step_end(args, None, control)
+    monkeypatch.setattr(checkpoint.interruption, "code", 143)
+    with pytest.raises(SystemExit, match="143"):
+        keeper().on_step_end(args, None, control)
+    assert control == SimpleNamespace()
+
+
+@pytest.mark.parametrize(("strategy", "left"), [("no", []), ("epoch", [True]), ("steps", [True])])
+def test_checkpoints_that_the_recipe_asks_for_stay(strategy, left, tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    keeper(save_strategy=strategy, output_dir=str(tmp_path)).remove()
+    assert [path.is_dir() for path in tmp_path.iterdir()] == left
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def read(files: dict[str, str], assistant_only_loss: bool = False, **settings: s
     for name, text in files.items():
         path = Path("rows", name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, errors="surrogateescape")
     splits = data.load_splits(data.DataConfig(**{"dataset_name": "rows"} | settings), assistant_only_loss)
     return [split.to_list() for split in splits]
 
@@ -63,6 +63,8 @@ A, B = [{"text": "a"}], [{"text": "b"}]
         ({"all.jsonl": TEXT + '{"text": "b"}\n'},
          {"dataset_name": "rows/all.jsonl", "dataset_train_split": "train[:1]", "dataset_test_split": "train[1:]"},
          [A, B]),
+        ({"chat/rows.jsonl": TEXT, "own.csv": "text\nb\n"},
+         {"dataset_name": "rows/chat", "dataset_test_split": "rows/own.csv"}, [A, B]),
         ({"chat.jsonl": TEXT, "holdout.jsonl": '{"text": "b"}\n',
           "README.md": "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: chat.jsonl}\n"
                        "  - {split: test, path: holdout.jsonl}\n---\n"}, {}, [A, B]),
@@ -92,6 +94,7 @@ ONE = {"dataset_name": "rows/all.jsonl"}
         ({"all.jsonl": TEXT}, ONE, 'Unknown split "test".*slice the file.*or give a second file as dataset_test_split'),
         ({"README.md": "nothing"}, {}, "doesn't contain any data files"),
         ({"all.jsonl": TEXT + '{"text": \n'}, ONE, "rows/all.jsonl, line 2, column 9: Expecting value"),
+        ({"all.jsonl": TEXT + '\n{"text": "\udcff"}\n'}, ONE, "rows/all.jsonl, line 3: not in UTF-8"),
         ({"train.jsonl": TEXT, "test.jsonl": TEXT + "[1]\n"}, {}, "rows/test.jsonl, line 2: a row is an object"),
         ({"train.jsonl": TEXT, "test.jsonl": ""}, {}, "rows/test.jsonl is empty"),
         ({"train.json": '[{"text', "test.jsonl": TEXT}, {}, "dataset_name rows: .*JSON|dataset_name rows: Unmatched"),
@@ -103,7 +106,8 @@ ONE = {"dataset_name": "rows/all.jsonl"}
         ({"all.jsonl": TEXT + '{"text": 5}\n'}, ONE, "all.jsonl, train: row 2: 5 stands where text is expected"),
         ({"all.jsonl": TEXT + '{"text": null}\n'}, ONE, "row 2: None stands where text is expected"),
         ({"all.csv": 'messages\n"[{""role"": ""user""}]"\n'}, {"dataset_name": "rows/all.csv"}, "messages: a list of"),
-        ({"train.csv": CSV, "test.csv": "text\na\n"}, {}, "all files of a data set need the same columns"),
+        ({"train.csv": CSV, "test.csv": "text\na\n"}, {}, "train.csv: columns completion, prompt: all files of a data"),
+        ({"train.csv": "text\na\n", "test.csv": CSV}, {}, "train.csv: columns text: all files of a data set need the"),
         ({"train.csv": CSV, "test.csv": ""}, {}, "rows/test.csv is empty"),
         ({"all.csv": "prompt,completion\na,\n"}, {"dataset_name": "rows/all.csv"}, "row 1: None stands where text"),
         ({"all.jsonl": '{"messages": [{"role": "user", "content": 5}]}\n'}, ONE, "row 1: 5 stands where text"),
@@ -117,7 +121,7 @@ def test_what_cannot_be_read_is_one_line(files, settings, message):
         read(files, **settings)
     said = str(caught.value)
     assert re.search(message, said), said
-    assert "\n" not in said
+    assert "\n" not in said and ": dataset_name rows" not in said
     assert ("slice the file" in said) == ("Unknown split" in said and "dataset_name" in settings)
 
 
@@ -138,7 +142,7 @@ def test_without_an_answer_to_count_a_row_is_named(rows, message):
 
 def test_the_built_in_rows_are_made_when_they_are_used(monkeypatch):
     made = []
-    monkeypatch.setattr(data.subprocess, "run", lambda command, check: made.append(command[-1]))
+    monkeypatch.setattr(data.subprocess, "run", lambda command, check: made.append(command[-1] if check else None))
     read({"train.jsonl": TEXT, "test.jsonl": TEXT})
     with pytest.raises(data.InputError, match="starter/data"):
         read({}, dataset_name="starter/data")
@@ -155,11 +159,31 @@ def test_rows_of_both_splits_are_counted(train, test):
     assert data.shared_rows(*splits) == sum(row in train for row in test)
 
 
+def test_rows_are_shared_whatever_the_order_of_their_keys():
+    turns = json.loads(CHAT)["messages"]
+    turned = [dict(reversed(turn.items())) for turn in turns]
+    train, test = (Dataset.from_list([{"messages": row}]) for row in (turns, turned))
+    assert data.shared_rows(train, test) == 1 and data.fingerprint(train) == data.fingerprint(test)
+    assert data.shared_rows(train, Dataset.from_list(A)) == 0
+
+
 def test_data_are_told_apart_by_every_row():
     one, other = (Dataset.from_list(rows) for rows in (A + B, B + A))
     assert data.fingerprint(one, other) == data.fingerprint(one, Dataset.from_list(B + A))
     found = {data.fingerprint(*splits) for splits in ((one, other), (other, one), (one,), (other,), ())}
     assert len(found) == 5 and {len(hexadecimal) for hexadecimal in found} == {16}
+
+
+def test_of_a_long_text_the_ends_are_shown():
+    letters = SimpleNamespace(decode=lambda tokens: "".join(map(chr, tokens)))
+    for length, shown in ((300, "a" + "b" * 299), (301, f"a{'b' * 149} … {'b' * 150}")):
+        row = {"input_ids": [97] + [98] * (length - 1) + [99], "labels": [-100] * length + [99]}
+        assert data.marked(row, letters) == shown + "⟦c⟧"
+
+
+def test_a_commit_is_told_by_the_folder():
+    assert data.commit(f"/cache/{'0a' * 20}/rows.arrow") == "0a" * 20
+    assert data.commit("/cache/rows.arrow") is None
 
 
 def test_a_run_shows_what_it_reads():

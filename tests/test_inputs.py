@@ -1,5 +1,6 @@
 """inputs.py: train.py's help, and what it refuses before its slow imports and before anything is made."""
 
+import math
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import inputs
 import train
@@ -65,8 +67,13 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]
         (write("recipe.yaml", ""), [], "expected `key: value` lines"),
         (write("recipe.yaml", "1: 2\n"), [], "expected `key: value` lines"),
         (write("recipe.yaml", BOMB), [], "stand for more than 100,000 values"),
+        (write("recipe.yaml", "a: &a [*a]\n"), [], "stand for more than 100,000 values"),
         (write("recipe.yaml", "a: [\n"), [], "--config recipe.yaml: while parsing"),
-        (write("recipe.yaml", "max_steps: 4\n"), [], "model_name_or_path and dataset_name are needed"),
+        (write("recipe.yaml", "a: " + "[" * 5000), [], "--config recipe.yaml: .*recursion"),
+        (write("recipe.yaml", "a: " + "1" * 99_998), [], "100,001 bytes; the most is 100,000"),
+        (lambda folder: (folder / "recipe.yaml").write_bytes(b"\xff"), [], "--config recipe.yaml: .*can't decode"),
+        (write("recipe.yaml", "model_name_or_path: ./model\n"), [], "model_name_or_path and dataset_name are needed"),
+        (write("recipe.yaml", "dataset_name: rows.jsonl\n"), [], "model_name_or_path and dataset_name are needed"),
         (add("env: {WANDB_API_KEY: x}"), [], "remove the block env"),
         (None, ["--config"], "argument --config: expected one argument"),
         (None, ["--config=."], "--config .: Is a directory"),
@@ -82,7 +89,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]
         (rename("rows.jsonl", "rows.txt"), ["--dataset_name", "rows.txt"], "ends in .jsonl, .json, .csv, .parquet"),
         (None, ["--dataset_test_split", "test.csv"], "dataset_test_split test.csv: no such file"),
         (None, ["--dataset_train_split", "./train.json"], "dataset_train_split ./train.json: no such file"),
-        (None, ["--max_steps", "0"], "max_steps: 0 trains nothing"),
+        (None, ["--max_steps", "0", "--num_train_epochs=1"], "max_steps: 0 trains nothing"),
         (None, ["--max_steps=-1"], "max_steps: -1 trains nothing; give the number of steps, or num_train_epochs"),
         (None, ["--max_steps=-5", "--num_train_epochs=1"], "max_steps: -5 trains nothing"),
         (None, ["--learning_rate", "0"], "learning_rate: 0 cannot be; give a number above 0"),
@@ -95,6 +102,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]
         (None, ["--lora_alpha", "-16"], "lora_alpha: -16 cannot be"),
         (None, ["--per_device_eval_batch_size=0"], "per_device_eval_batch_size: 0 cannot be"),
         (None, ["--seed", "-1"], "seed: -1 cannot be; give a whole number from 0 to 4294967295"),
+        (add(f"seed: 1{'0' * 400}"), [], "seed: 10*0 is not a finite number"),
         (add("data_seed: 4294967296"), [], "data_seed: 4294967296 cannot be; give a whole number from 0 to 4294967295"),
         (None, ["--lora_dropout=1.5"], "lora_dropout: 1.5 cannot be; give a number from 0 to 1"),
         (None, ["--max_length", "0"], "max_length: 0 cannot be"),
@@ -111,13 +119,36 @@ def test_a_plain_mistake_is_one_line_at_once(spoil, flags, message, folder):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_what_is_right_goes_on_to_the_slow_imports(folder):
-    result = call(folder, "--config=recipe.yaml", "--max_steps=-1", "--num_train_epochs=2")
+@pytest.mark.parametrize(
+    "flags",
+    [["--max_steps=-1", "--num_train_epochs=2"],
+     ["--model_name_or_path=gpt2", "--dataset_name=owner/rows", "--max_steps=1", "--lora_r=1", "--seed=4294967295"]],
+)  # fmt: skip
+def test_what_is_right_goes_on_to_the_slow_imports(flags, folder):
+    result = call(folder, "--config=recipe.yaml", *flags)
     assert (result.returncode, result.stderr) == (1, "torch was imported\n")
 
 
 def test_what_is_no_number_is_left_to_trls_parser():
-    inputs.check_numbers({"max_steps": "many", "learning_rate": [1e-4], "lora_r": None, "weight_decay": 10**400})
+    settings = {"max_steps": "many", "learning_rate": [1e-4], "lora_r": None}
+    inputs.check_numbers(settings)
+    with pytest.raises(inputs.InputError, match="weight_decay: inf is not a finite number"):
+        inputs.check_numbers(settings | {"weight_decay": math.inf})
+
+
+def test_a_flag_is_a_whole_word():
+    words = ["--help", "--conf=no.yaml", "--model_name=a", "--dataset_name=b"]
+    with pytest.raises(inputs.InputError, match="model_name_or_path and dataset_name are needed"):
+        inputs.check(words)
+
+
+def test_an_alias_counts_as_often_as_it_stands():
+    assert inputs.expanded(yaml.compose("a: &x [1, 2]\nb: *x\n"), {}) == 1 + 2 * (1 + 3)
+
+
+def test_of_an_error_its_first_line_is_told():
+    assert inputs.first_line(ValueError("\nno such thing.\nmore\n")) == "no such thing"
+    assert inputs.first_line(ValueError()) == "ValueError"
 
 
 def test_the_help_shows_what_matters_without_the_slow_imports(folder):

@@ -17,6 +17,13 @@ ROOT = Path(__file__).parent.parent
 STARTER = ["--config", str(ROOT / "recipes/starter.yaml"), "--model_name_or_path", str(ROOT / "starter/model")]
 
 
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
 def folder(path, **config):
     (path / "config.json").write_text(json.dumps(config))
     return str(path)
@@ -49,6 +56,16 @@ def test_a_formula_is_evaluated_for_the_model(tmp_path):
     assert guides.settings("tinker", llama) == {"learning_rate": 4.91e-4, "lora_r": 32, "lora_alpha": 32}
     inner = folder(tmp_path, model_type="qwen3_vl", text_config={"model_type": "qwen3_vl_text", "hidden_size": 4096})
     assert guides.settings("tinker", inner)["learning_rate"] == 4.73e-4
+
+
+def test_a_model_of_the_hub_tells_its_size(tmp_path, monkeypatch):
+    path, asked = Path(folder(tmp_path, model_type="llama", hidden_size=2048), "config.json"), []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *words, revision: asked.append(revision) or path)
+    assert guides.settings("tinker", "acme/llama", "v1")["learning_rate"] == 4.91e-4 and asked == ["v1"]
+    for kind in (OSError, ValueError):
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", failing(kind("\nno such model.\nmore")))
+        with pytest.raises(InputError, match=r"^model_name_or_path acme/llama: no such model$"):
+            guides.settings("tinker", "acme/llama")
 
 
 def test_a_formula_without_the_models_family_is_left_out_by_name(tmp_path):

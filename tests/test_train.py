@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +28,8 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 import train
 from data import load_split
 from inputs import InputError
-from memory import OutOfMemory
-from model import dequantised, noise_off
+from memory import OutOfMemory, fitting
+from model import check_lengths, dequantised, noise_off, question_length
 from settings import parse, swept_values
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +54,6 @@ def trainer(tmp_path, *flags: str) -> train.Trainer:
 
 
 def losses(trainer: train.Trainer) -> list[tuple[float, float]]:
-    trainer.train()
     return [(row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
 
 
@@ -65,7 +66,11 @@ def test_evaluations_leave_the_trajectory_as_it_is(tmp_path):
     plain = trainer(tmp_path, "--eval_on_start", "false")
     watched = trainer(tmp_path)
     watched.add_callback(Evaluate())
+    plain.train()
+    watched.train()
     assert losses(plain) == losses(watched)
+    assert plain.state.log_history[-1]["train_loss"] == pytest.approx(sum(loss for loss, _ in losses(plain)) / 3)
+    assert plain.first_batch_hash == watched.first_batch_hash and len(plain.first_batch_hash) == 16
     assert [row["step"] for row in watched.state.log_history if "eval_loss" in row] == [0, 1, 2, 3]
 
 
@@ -76,11 +81,15 @@ def test_the_base_is_in_nf4_with_double_quantisation(tmp_path):
     assert len(layers) == len(subject.lora_layers) == 7 * subject.model.config.num_hidden_layers
     assert {(layer.weight.quant_type, layer.weight.quant_state.nested) for layer in layers} == {("nf4", True)}
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
-    stored = (
-        AutoModelForCausalLM.from_pretrained("starter/model", dtype=torch.float32).model.layers[0].mlp.up_proj.weight
-    )
+    base = AutoModelForCausalLM.from_pretrained("starter/model", dtype=torch.float32)
+    stored = torch.stack([layer.mlp.up_proj.weight for layer in base.model.layers])
     name = "base_model.model.model.layers.0.mlp.up_proj"
-    assert subject.weight_squares[name] == pytest.approx(stored.square().sum().item(), rel=0.02)
+    assert subject.weight_squares[name] == pytest.approx(stored[0].square().sum().item(), rel=0.02)
+    described = train.describe(subject, SimpleNamespace(), SimpleNamespace(guide=None))
+    kind = described["adapted_modules"]["up_proj"]
+    assert (kind["count"], kind["d_out"], kind["d_in"]) == stored.shape
+    assert kind["weight_std"] == pytest.approx(stored.square().mean().sqrt().item(), rel=0.02)
+    assert described["versions"]["python"] == platform.python_version()
 
 
 @pytest.mark.slow
@@ -182,6 +191,29 @@ def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
     assert batch["input_ids"].tolist() == [expected] * 2
     assert tokenizer.decode(expected).endswith(" ")
     assert references == ["the sum"] * 2
+    rows, labels = Dataset.from_list([row]), subject.train_dataset[0]["labels"]
+    if asks := counted or row is not MESSAGES:  # the loss leaves the question out
+        assert question_length(tokenizer, row) == next(place for place, label in enumerate(labels) if label != -100)
+    training.max_length = question_length(tokenizer, row)
+    with pytest.raises(InputError, match=f"train: no row has .*{training.max_length}") if asks else nullcontext():
+        check_lengths(tokenizer, training, rows, "train")
+    for other in ({"max_length": training.max_length + 1}, {"max_length": None}, {"truncation_mode": "keep_end"}):
+        check_lengths(tokenizer, SimpleNamespace(**vars(training) | other), rows, "train")
+    if "prompt" in row:
+        check_lengths(tokenizer, SimpleNamespace(**vars(training) | {"completion_only_loss": False}), rows, "train")
+
+
+def test_of_other_rows_a_part_is_the_question():
+    tokenizer = AutoTokenizer.from_pretrained("starter/model")
+    subject = SimpleNamespace(processing_class=tokenizer, args=SimpleNamespace(max_length=5))
+    ids = tokenizer("one two three four five six seven").input_ids[:6]
+    text = {"text": "", "input_ids": [*ids, tokenizer.eos_token_id]}
+    assert train.Trainer.question(subject, text) == (ids[:3], tokenizer.decode(ids[3:]))
+    called = {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}
+    for answer, reference in (([called], '[{"name": "add"}]'), ([], "")):
+        turns = [{"role": "system", "content": "Be brief."}, MESSAGES["messages"][0], *answer]
+        expected = tokenizer.apply_chat_template(turns[:2], add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert train.Trainer.question(subject, {"messages": turns, "input_ids": []}) == (expected[:5], reference)
 
 
 @pytest.mark.parametrize(("row", "asked"), [({"prompt": "", "completion": "Sum them."}, None), ({"text": ""}, 1)])
@@ -200,10 +232,28 @@ def test_answers_are_what_follows_the_question():
     batch = {"input_ids": torch.tensor([question])}
     rows = train.Trainer.answer_rows(
         SimpleNamespace(processing_class=tokenizer), batch, ["Sum."],
-        torch.tensor([question + untrained]), torch.tensor([question + trained]),
+        torch.tensor([question + untrained]), torch.tensor([question + trained + [tokenizer.eos_token_id]]),
     )  # fmt: skip
     words = {"prompt": "def add(a, b):", "reference": "Sum.", "untrained": "Nothing.", "completion": "Add them."}
     assert rows == [words]
+
+
+def test_the_defaults_are_those_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [write(tmp_path / "train.py", "")])
+    write(tmp_path / "train.args", "--freeze_a true")  # Hugging Face's parser would read it
+    _, training, base = parse(["--model_name_or_path", "starter/model", "--dataset_name", "starter/data"])
+    assert (base.load_in_4bit, base.use_bnb_nested_quant, base.lora_dropout) == (True, True, 0)
+    assert (training.eval_on_start, training.eval_strategy, training.save_strategy) == (True, "no", "no")
+    assert (training.freeze_a, training.bf16) == (False, torch.cuda.is_available())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--max_steps=-1", "--num_train_epochs=1"], ["--max_steps=1", "--warmup_steps=0"], ["--loss_type=dft"],
+     ["--max_steps=1", "--lr_scheduler_type=constant"]],
+)  # fmt: skip
+def test_what_can_be_trained_is_not_refused(flags):
+    parse([*STARTER, *flags])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -215,7 +265,10 @@ def test_a_cpu_computes_in_float32():
 def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):
     subject = trainer(tmp_path)
     metrics = subject.evaluate()
-    total = count = 0
+    lengths = list(map(len, subject.eval_dataset["input_ids"]))
+    assert lengths == sorted(lengths, reverse=True)  # the least padding
+    assert subject.example_losses["module"] == list(subject.eval_dataset["module"])
+    total = count = right = 0
     for row, nll, tokens in zip(
         subject.eval_dataset, subject.example_losses["nll"][0], subject.example_losses["tokens"], strict=True
     ):
@@ -227,6 +280,8 @@ def test_evaluation_is_the_mean_over_answer_tokens(tmp_path):
         assert nll == pytest.approx(expected, abs=2e-3)
         assert tokens == answer.sum().item()
         total, count = total + expected, count + tokens
+        right += (scores.argmax(-1) == labels[1:])[answer].sum().item()
+    assert metrics["eval_mean_token_accuracy"] == pytest.approx(right / count) and 0 < right < count
     assert metrics["eval_loss"] == pytest.approx(total / count, abs=1e-4)
     assert metrics["eval_update_ratio"] == 0
 
@@ -302,7 +357,13 @@ def test_evaluation_steps_are_dense_early_and_hold_both_ends(max_steps):
     assert {0, max_steps} <= steps <= set(range(max_steps + 1))
     assert len(steps) <= 25
     if max_steps >= 100:
-        for percent in (1, 2, 4, 8, 50, 95):  # in integers; a share that ends in half a step may go either way
+        for percent in (
+            1,
+            2,
+            4,
+            8,
+            *range(10, 100, 5),
+        ):  # in integers; half a step may go either way
             assert min(abs(100 * step - percent * max_steps) for step in steps) <= 50
 
 
@@ -332,6 +393,9 @@ def write(path: Path, text: str) -> str:
     ("arguments", "message"),
     [
         ([*STARTER, "--lora_rank", "8"], "unknown key 'lora_rank'"),
+        ([*STARTER, "--help"], "unknown key 'help'"),
+        ([*STARTER, "--use_peft", "false"], "use_peft: False is not possible here, use true"),
+        ([*STARTER, "{recipe with loss_type: mse}"], "loss_type: mse: TRL has nll and dft"),
         ([*STARTER, "--learning_rat=1"], "did you mean 'learning_rate'"),
         (["{recipe with lora_rank: 8}"], "unknown key 'lora_rank'; did you mean"),
         (["{recipe with env: {WANDB_API_KEY: x}}"], "remove the block env"),
@@ -423,7 +487,8 @@ def test_a_model_in_parts_is_whole(tmp_path):
     index = {"weight_map": {name: f"{number % 2}.safetensors" for number, name in enumerate(tensors)}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     first, second = ({name: tensors[name] for name in list(tensors)[part::2]} for part in (0, 1))
-    flags = ["--model_name_or_path", str(model), "--dataset_test_split", "test[:8]", "--output_dir", str(tmp_path)]
+    output = tmp_path / "adapters" / "mine"
+    flags = ["--model_name_or_path", str(model), "--dataset_test_split", "test[:8]", "--output_dir", str(output)]
     save_file(first, model / "0.safetensors")
     with pytest.raises(InputError, match=r"'.*/model': .* 1\.safetensors"):
         train.read_data(*parse([*STARTER, *flags]))
@@ -431,7 +496,15 @@ def test_a_model_in_parts_is_whole(tmp_path):
     with pytest.raises(InputError, match=rf"1.safetensors lacks {re.escape(next(iter(second)))}, which model.safe"):
         train.read_data(*parse([*STARTER, *flags]))
     save_file(second, model / "1.safetensors")
-    train.read_data(*parse([*STARTER, *flags]))
+    for _ in range(2):  # the output's folder may be there already
+        train.read_data(*parse([*STARTER, *flags]))
+    assert output.is_dir()
+
+
+def test_of_several_gpus_one_is_to_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="several GPUs are visible: set CUDA_VISIBLE_DEVICES to one"):
+        train.read_data(*parse([*STARTER, "--dataset_test_split", "test[:8]", "--output_dir", str(tmp_path)]))
 
 
 @pytest.mark.slow
@@ -471,10 +544,63 @@ def test_a_run_that_goes_on_is_resumed_and_no_other(resumed, said, tmp_path, mon
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     data, training, base = parse([*STARTER, "--output_dir", str(tmp_path)])
+    data.dataset_name = "acme/" + 80 * "x"  # W&B takes 64 characters
+    if resumed:
+        monkeypatch.setenv("WANDB_PROJECT", "mine")
     train.wandb.teardown()
-    with train.start_run(training, data, base, {}, resumed, id="own") as run:
-        assert run.settings.resume == said
+    with train.start_run(training, data, base, {"learning_rate": 2e-4, "seed": 0}, resumed, id="own") as run:
+        assert run.settings.resume == said and run.project == ("mine" if resumed else train.PROJECT)
+        assert (run.name, run.group) == ("learning_rate=0.0002 seed=0", "learning_rate=2e-05")
+        assert set(run.tags) == {"model", 64 * "x"}
     train.wandb.teardown()
+
+
+def test_a_watch_times_the_steps_and_stops_what_is_no_longer_finite(monkeypatch):
+    clock = iter([0.0, 2.0, 10.0, 13.0])
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    state, control, config = SimpleNamespace(max_steps=100), SimpleNamespace(should_training_stop=False), {}
+    config = SimpleNamespace(update=lambda planned, allow_val_change: config.__dict__.update(planned))
+    watch = train.Watch(SimpleNamespace(config=config, summary={}))
+    watch.on_train_begin(SimpleNamespace(get_warmup_steps=lambda steps: steps // 4), state, control)
+    assert (config.max_steps, config.warmup_steps) == (100, 25)
+    for state.global_step, evaluated in ((2, True), (3, False)):
+        watch.on_step_begin(None, state, control)
+        watch.on_step_end(None, state, control)
+        assert control.should_evaluate == evaluated
+    assert watch.seconds == 2.0 + 3.0
+    for logs in ({"loss": 1.0, "learning_rate": 0.2, "num_tokens": 5.0}, {"learning_rate": 0.1}, {"eval_loss": 1.0}):
+        watch.on_log(None, state, control, logs)
+    assert (watch.peak_learning_rate, watch.tokens) == (0.2, 5.0)
+    assert watch.diverged_at_step is None and not control.should_training_stop
+    for state.global_step, key in ((4, "grad_norm"), (5, "eval_loss")):
+        watch.on_log(None, state, control, {"loss": 1.0, key: math.inf})
+        assert watch.diverged_at_step == watch.run.summary["diverged_at_step"] == 4 and control.should_training_stop
+
+
+@pytest.mark.parametrize(("said", "logged"), [(None, 1), ("checkpoint", 1), ("false", 0), ("False", 0), ("0", 0)])
+def test_the_adapter_is_logged_unless_that_is_not_wanted(said, logged, tmp_path, monkeypatch):
+    if said:
+        monkeypatch.setenv("WANDB_LOG_MODEL", said)
+    artifacts = []
+    run = SimpleNamespace(id="own", log_artifact=lambda artifact, aliases: artifacts.append((artifact.name, aliases)))
+    train.log_adapter(run, {}, write(tmp_path / "adapter.txt", "") and str(tmp_path))
+    assert artifacts == [("model-own", ["final_model"])] * logged
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [(InputError("no"), "2", "train.py: no\n"), (OutOfMemory("no"), "1", "OutOfMemoryError: no\n")],
+)
+def test_what_ends_a_run_is_a_line_and_a_code(error, code, line, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(train, "train", fail)
+    monkeypatch.setattr(train.interruption, "install", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["train.py", *STARTER])
+    with pytest.raises(SystemExit, match=code):
+        train.main()
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.slow
@@ -510,6 +636,35 @@ def test_out_of_memory_is_a_row_with_what_would_fit(tmp_path, monkeypatch):
     (run,) = tmp_path.glob("wandb/offline-run-*")
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
     assert fits in subprocess.check_output(inspect, text=True)
+
+
+@pytest.mark.parametrize(
+    ("training", "most", "said"),
+    [(True, 2, "per_device_train_batch_size: 2 fits, with gradient_accumulation_steps: 6"),
+     (True, 1, "per_device_train_batch_size: 1 fits, with gradient_accumulation_steps: 10"),
+     (False, 3, "per_device_eval_batch_size: 3 fits"),
+     (False, 0, "not even one row fits; lower max_length or set gradient_checkpointing: true")],
+)  # fmt: skip
+def test_what_fits_in_memory_is_tried_on_the_longest_rows(training, most, said):
+    """Of rows of 1 to 8 tokens; a step of more than `most` of them takes too much memory."""
+    tried = []
+
+    def take(rows) -> None:
+        tried.append(sorted(len(row["input_ids"]) for row in rows))
+        if len(rows) > most:
+            raise torch.OutOfMemoryError
+
+    rows = Dataset.from_dict({"input_ids": [[0] * length for length in (3, 8, 1, 5, 2, 7, 4, 6)], "labels": [[0]] * 8})
+    sizes = {"per_device_train_batch_size": 5, "per_device_eval_batch_size": 6, "gradient_accumulation_steps": 2}
+    subject = SimpleNamespace(
+        args=SimpleNamespace(**sizes, gradient_checkpointing=False),
+        model=SimpleNamespace(training=training, zero_grad=lambda: None),
+        train_dataset=rows, eval_dataset=rows, data_collator=list, _prepare_inputs=lambda batch: batch,
+        compute_loss=lambda model, batch: SimpleNamespace(backward=lambda: take(batch)),
+        prediction_step=lambda model, batch, loss_only: take(batch),
+    )  # fmt: skip
+    assert fitting(subject) == said
+    assert tried == [list(range(9 - len(lengths), 9)) for lengths in tried]
 
 
 @pytest.mark.slow
@@ -560,9 +715,15 @@ def test_a_rate_that_yaml_reads_as_a_string_is_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"learning_rate: 1e-5 is a string to YAML; write 1\.0e-05"):
         swept_values(training)
     assert isinstance(yaml.safe_load("1.0e-05"), float)
+    write(Path(parameters), "wandb_version: 1\nlearning_rate:\n  value: 1.0e-5\nguide:\n  value: qlora\n")
+    assert swept_values(training) == {"learning_rate": 1e-5, "guide": "qlora"}
+    monkeypatch.delenv("WANDB_SWEEP_PARAM_PATH")
+    assert swept_values(training) == {"learning_rate": 1e-5}
+    assert swept_values(training, {"seed": {"value": 1}}) == {"seed": 1}
 
 
 @pytest.mark.parametrize("value", [1.5, math.nan, math.inf, -math.inf])
 def test_json_numbers_are_strict_and_come_back(value):
     back = float(json.loads(json.dumps(train.json_number(value), allow_nan=False)))
     assert back == value or (math.isnan(back) and math.isnan(value))
+    assert train.json_number(1 / 3) == 0.33333

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import checkpoint
 import train
 from gang.loop import Gang, Loop
 from gang.member import Member
@@ -69,20 +68,3 @@ def test_a_gang_goes_on_from_its_checkpoint(tmp_path, monkeypatch, signals):  # 
     train.train(*parse(words), POINTS[1])
     for row, expected in zip(rows(SimpleNamespace(trainer=left[0])), rows(whole[1]), strict=True):
         assert row == pytest.approx(expected, rel=1e-5), row["step"]
-
-
-def test_checkpoints_keep_their_pace(monkeypatch):
-    """At least SECONDS apart, and never more than SHARE of the time."""
-    clock = [0.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
-    pace = checkpoint.Pace()
-    clock[0] = checkpoint.SECONDS
-    assert not pace.due
-    clock[0] += 1
-    assert pace.due
-    clock[0] += 3
-    pace.save(clock[0] - 3)
-    clock[0] += 3 / checkpoint.SHARE
-    assert not pace.due
-    clock[0] += 1
-    assert pace.due
