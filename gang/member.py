@@ -43,10 +43,7 @@ class Member:
 
     def configure(self, sweep: str | None) -> None:
         """Read its flags, and find what it goes on with; InputError if the flags are not train.py's."""
-        try:
-            self.data, self.training, self.base = parse(self.flags)
-        except SystemExit as error:  # argparse has said what is wrong
-            raise InputError(f"{self.run_id}: its flags are not train.py's; see above") from error
+        self.data, self.training, self.base = parse(self.flags)
         self.swept = swept_values(self.training, self.point)
         self.folder = self.training.output_dir
         self.settings = identity(self.data, self.training, self.base)

@@ -87,7 +87,6 @@ class Stack:
         if self.training.adapter_dtype == "bfloat16_weights":
             self.values.copy_(self.values.bfloat16())
 
-    @torch.no_grad()
     def update(self, rates: Tensor) -> Tensor:
         """Clip each member's gradient by its own norm and take one AdamW step at its own rate [N]; returns the norms.
 
@@ -115,7 +114,6 @@ class Stack:
         self.gradients.zero_()
         return norms
 
-    @torch.no_grad()
     def grams(self) -> Tensor:
         """[N, modules, 2, r, r]: train.adapter_grams of each member."""
         pairs = [torch.stack([a @ a.mT, b.mT @ b], 1) for _, a, b in self.windows(self.values.float())]

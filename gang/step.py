@@ -267,7 +267,6 @@ class Step:
         sums = torch.segment_reduce(scores[:, ::2].contiguous(), "sum", lengths=rows.tokens.repeat(n), unsafe=True)
         return sums.unflatten(0, (n, -1))
 
-    @torch.no_grad()
     def generate(self, prompts: dict[str, Tensor], settings) -> tuple[Tensor, Tensor]:
         """Greedy answers to the same prompts, those of the base [b, length] and of every member [N, b, length]."""
         self.model.eval()

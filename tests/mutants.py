@@ -63,25 +63,35 @@ MODELS = ["a_mixture_of_experts", "a_checkpoint_quantised_otherwise", "dropout_t
 BASE = ["tests/gang/test_architectures.py", "tests/test_hub.py", *TRAIN[:-1]]
 BASE += [f"{FAR} and (not architectures or encoder or {' or '.join(MODELS)})"]
 RESUME = ["tests/test_checkpoint.py", "-k", "not killed"]
-ALIKE, DIVERGED, CRASHED, FLAGS, PLACED, ADAMW, SIZE, MEMORY, LINUX, STATIC, NAMED, TIME = (
-    f"tests/gang/test_gang.py::test_{name}"
-    for name in (
-        "adapters_in_bfloat16_learn_what_train_py_s_learn",
-        "a_member_that_diverges_leaves_the_others_bit_for_bit",
-        "a_crash_ends_one_member_alone",
-        "the_sweeps_command_gives_the_flags_of_train_py",
-        "what_a_gpu_does_differently_changes_nothing",
-        "padded_ranks_stay_zero_and_adamw_is_torchs",
-        "the_size_with_the_least_makespan",
-        "activations_are_recomputed_only_where_memory_asks_for_it",
-        "a_processs_memory_is_what_linux_says",
-        "what_a_graph_has_captured_stays_where_it_is",
-        "what_differs_otherwise_is_named",
-        "the_hosts_time_is_told_for_a_member_and_step",
-    )
+
+
+def of_gang(*names: str) -> list[str]:
+    return [f"tests/gang/test_gang.py::test_{name}" for name in names]
+
+
+LEARNED = of_gang(
+    "adapters_in_bfloat16_learn_what_train_py_s_learn", "a_member_that_diverges_leaves_the_others_bit_for_bit"
 )
-NUMBERS = ["tests/gang/test_head.py", "tests/gang/test_attention.py", ADAMW, STATIC, PLACED, ALIKE, DIVERGED]
-MEMBERS = [TIME, CRASHED, ALIKE, DIVERGED, "tests/gang/test_resume.py"]
+KIND = "every_kind_of_training_equals_train_py"
+NUMBERS = [f"tests/gang/test_{name}.py" for name in ("head", "attention", "packing")]
+NUMBERS += of_gang(
+    "lengths_are_rounded_to_few",
+    "a_machines_memory_is_its_free_pages",
+    "matrices_are_kept_where_a_third_of_the_memory_is_enough",
+    "padded_ranks_stay_zero_and_adamw_is_torchs",
+    "what_a_graph_has_captured_stays_where_it_is",
+    "what_a_gpu_does_differently_changes_nothing",
+)
+NUMBERS += LEARNED
+MEMBERS = ["tests/gang/test_member.py"]
+MEMBERS += of_gang(
+    "the_hosts_time_is_told_for_a_member_and_step",
+    "a_row_goes_on_where_new_graphs_would_cost_more",
+    "a_crash_ends_one_member_alone",
+    f"{KIND}[gradient_accumulation_steps]",
+    f"{KIND}[per_device_train_batch_size]",
+)
+MEMBERS += [*LEARNED, "tests/gang/test_resume.py"]
 SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("schema", "runs", "sweeps")]
 SERVER += ["-k", "not a_long and not scheduler_draws"]
 STORE = ["tests/local_wandb/test_store.py"]
@@ -110,12 +120,28 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "checkpoint.py": RESUME,
     },
     "gang": {
-        **{f"gang/{name}.py": NUMBERS for name in ("head", "lora", "packing", "stack", "step")},
+        **{f"gang/{name}.py": NUMBERS for name in ("head", "lora", "packing", "step")},
+        "gang/stack.py": [*NUMBERS, *of_gang(*(f"{KIND}[{kind}]" for kind in ("freeze_a", "max_grad_norm")))],
         **{f"gang/{name}.py": [f"tests/gang/test_{name}.py"] for name in ("early", "fused")},
         **{f"gang/{name}.py": MEMBERS for name in ("checkpoint", "loop", "member")},
-        "gang/agent.py": ["tests/gang/test_agent.py", FLAGS, NAMED],
-        "gang/fit.py": ["tests/gang/test_gang.py", "tests/gang/test_architectures.py", "-k", "named or refused"],
-        "gang/size.py": [SIZE, MEMORY, LINUX, PLACED],
+        "gang/agent.py": [
+            "tests/gang/test_agent.py",
+            "tests/gang/test_early.py",
+            *of_gang("what_differs_otherwise_is_named"),
+        ],
+        "gang/fit.py": [
+            "tests/gang/test_gang.py",
+            "tests/gang/test_architectures.py",
+            "-k",
+            "named or refused or mixture or freezes",
+        ],
+        "gang/size.py": of_gang(
+            "the_size_with_the_least_makespan",
+            "activations_are_recomputed_only_where_memory_asks_for_it",
+            "a_processs_memory_is_what_linux_says",
+            "how_many_fit_is_told_by_the_second_one",
+            "what_a_gpu_does_differently_changes_nothing",
+        ),
     },
     "analysis": {
         "analysis/behaviour.py": ["tests/analysis/test_behaviour.py", *REPORT],

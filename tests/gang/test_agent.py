@@ -1,15 +1,21 @@
 """gang/agent.py between W&B's server and the loop: who gets a seat, what is tried again, what stays claimed."""
 
 import json
+import math
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import wandb
+from wandb.sdk.sweeps import SweepNotFoundError
 
 from gang import agent
-from gang.agent import Agent, Agents, Sweep
+from gang.agent import Agent, Agents, Sweep, arguments
 from inputs import InputError
 from memory import OutOfMemory
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Loop:
@@ -111,7 +117,7 @@ def test_what_goes_on_after_another_step_trains_in_a_later_gang():
 
 
 def test_where_memory_ran_out_fewer_train_at_once_then_with_activations_recomputed(capsys):
-    lost = {name: OutOfMemory("Tried to allocate 2 GiB") for name in "abc"}
+    lost = {name: OutOfMemory(f"Tried to allocate {name} GiB") for name in "abc"}
     agents = [claimed(name, learning_rate=1e-3) for name in "abc"]
     found = process(Loop(**lost), *agents, size=3)
     found.train()
@@ -124,9 +130,71 @@ def test_where_memory_ran_out_fewer_train_at_once_then_with_activations_recomput
     assert found.loop.trained == [["a", "b", "c"], ["a", "b"], ["a"], ["a"]]
     assert [one.run_id for one in agents] == [None, "b", "c"]
     said = capsys.readouterr()
-    assert "out of memory (Tried to allocate 2 GiB); another try with 2 at once" in said.out
+    assert "out of memory (Tried to allocate a GiB); another try with 2 at once" in said.out
     assert "another try with activations recomputed" in said.out
-    assert said.err == "OutOfMemoryError: a: Tried to allocate 2 GiB\n"
+    assert said.err == "OutOfMemoryError: a: Tried to allocate a GiB\n"
+
+
+def test_a_base_that_does_not_fit_is_not_tried_again():
+    found = process(Loop(a=OutOfMemory("no")), claimed("a", learning_rate=1e-3), size=1)
+    train = found.loop.train
+
+    def read(members, recruit):
+        train(members, recruit)
+        found.loop.shared = None
+
+    found.loop.train = read
+    found.train()
+    assert found.agents[0].run_id is None
+
+
+FLAGS = ["--learning_rate=0.001", "--seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [(None, FLAGS), (["/usr/bin/env", "python3.11", "train.py", "--x", "${args}"], ["--x", *FLAGS]),
+     (["accelerate", "launch", "${program}", "${args}"], "starts with accelerate; for that, use wandb agent"),
+     (["python", "other.py", "${args}"], "does not run train.py; use wandb agent")],
+)  # fmt: skip
+def test_a_command_gives_the_flags_of_train_py_or_is_refused(command, expected):
+    sweep, point = {"program": "train.py", "command": command}, {"learning_rate": {"value": 1e-3}, "seed": {"value": 1}}
+    if isinstance(expected, list):
+        assert arguments(sweep, point) == expected
+    else:
+        with pytest.raises(InputError, match=expected):
+            arguments(sweep, point)
+
+
+def test_the_server_gives_each_point_once(api, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = ["${env}", "python", "${program}", "--config", "recipes/starter.yaml", "${args}"]
+    rates = {"learning_rate": {"values": [1.0e-3, 2.0e-3]}}
+    config = {"method": "grid", "program": "train.py", "command": command, "parameters": rates}
+    path = f"local/gang-agents/{wandb.sweep(config, project='gang-agents', entity='local')}"
+    sweep = Sweep(path)
+    assert sweep.left() == 2 + 1  # before this process has one of them
+    assert [len(Agents(sweep, size).agents) for size in (None, 3)] == [1, 3]
+    agents = sweep.agents(3)
+    for one in agents:
+        sweep.claim(one)
+    assert sorted(one.point["learning_rate"]["value"] for one in agents[:2]) == [1e-3, 2e-3]
+    assert agents[2].run_id is None and Sweep(path).left() == 0 + 1
+    assert sweep.heartbeat(agents[0]) == []
+    endless = config | {"method": "random", "parameters": {"learning_rate": {"min": 1.0e-5, "max": 1.0e-3}}}
+    assert Sweep(f"local/gang-agents/{wandb.sweep(endless, project='gang-agents', entity='local')}").left() == math.inf
+    with pytest.raises(InputError, match=r"^local/gang-agents/none: "):
+        Sweep("local/gang-agents/none")
+
+
+def test_a_deleted_sweep_has_no_more(monkeypatch):
+    def deleted(*_):
+        raise SweepNotFoundError("gone")
+
+    monkeypatch.setattr(agent.sweeps, "_agent_heartbeat", deleted)
+    sweep = object.__new__(Sweep)
+    sweep.api, sweep.lock = None, threading.Lock()
+    assert sweep.heartbeat(claimed("a")) == [{"type": "exit"}]
 
 
 def test_of_two_that_end_badly_the_well_one_is_not_tried_again(capsys):

@@ -38,6 +38,7 @@ DELTA_NET = {"layer_types": ["linear_attention", "full_attention"]} | dict.fromk
     ("linear_key_head_dim", "linear_value_head_dim"), 16
 )  # fmt: skip
 DELTA_NET |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 EYES = {"hidden_size": 32, "intermediate_size": 32, "patch_size": 14}
 # model_type and what TINY does not say of it; None takes a key of TINY away.
 ALIKE = {
@@ -230,7 +231,8 @@ def test_a_mixture_of_experts_trains_its_attention_in_train_py_alone(name, tmp_p
     [
         ({}, ["--load_in_4bit", "false", "--load_in_8bit", "true"], "load_in_8bit: True; a gang has only False"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, [], "quantised to 8 bits"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, [], "has only up to 256"),
+        ({"rope_parameters": DYNAMIC}, [], "has only up to 256"),
+        ({"rope_parameters": DYNAMIC | {"original_max_position_embeddings": 128}}, [], "has only up to 128"),
     ],
 )
 def test_other_storage_and_positions_are_refused_by_name(changes, flags, reason, tmp_path):
@@ -238,8 +240,10 @@ def test_other_storage_and_positions_are_refused_by_name(changes, flags, reason,
     rewrite(tmp_path / "model" / "config.json", changes)
     assert reason in unfit(configuration)
     if "rope_parameters" in changes:
-        configuration[1].max_length = 256
+        configuration[1].max_length = int(reason.split()[-1])
         assert unfit(configuration) is None
+        configuration[1].max_length = None
+        assert reason in unfit(configuration)
 
 
 @pytest.mark.parametrize("method", ["awq", "mxfp4"])

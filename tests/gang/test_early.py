@@ -1,6 +1,8 @@
 """gang/early.py: what runs, or a gang, would refuse is known before their sweep exists."""
 
+import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -101,3 +103,22 @@ def test_what_a_run_would_refuse_is_one_line(spoil, recipe, parameters, message,
     found = early.fault(config, sweep.calls(config), True)
     assert (found or "").count("\n") == 0
     assert found is None if message is None else re.search(message, found), found
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_one_line_is_answered_and_the_next_one_says_what_to_train(started, tmp_path, monkeypatch, capfd):
+    order = {"environment": {"NAMED": "here"}, "log": str(tmp_path / "log"), "words": ["a/b/c", "--size", "2"]}
+    asked = {"sweep": {}, "calls": [], "gang": True}
+    lines = [json.dumps(asked), *([json.dumps(order)] if started else [])]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    monkeypatch.setattr(early, "fault", lambda **words: os.write(1, b"of a library ") and words == asked)
+    monkeypatch.setenv("NAMED", "elsewhere")
+    if started:
+        assert early.words() == order["words"] and os.environ["NAMED"] == "here"
+        os.write(1, b"a row ")
+        os.write(2, b"a warning")
+        assert Path(order["log"]).read_text() == "a row a warning"
+    else:
+        with pytest.raises(SystemExit, match="0"):
+            early.words()
+    assert capfd.readouterr() == ("true\n", "of a library ")

@@ -3,11 +3,16 @@
 import os
 import shutil
 import signal
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import checkpoint
 import train
+from gang.checkpoint import Checkpoints
 from gang.loop import Gang, Loop
 from gang.member import Member
 from settings import parse
@@ -68,3 +73,28 @@ def test_a_gang_goes_on_from_its_checkpoint(tmp_path, monkeypatch, signals):  # 
     train.train(*parse(words), POINTS[1])
     for row, expected in zip(rows(SimpleNamespace(trainer=left[0])), rows(whole[1]), strict=True):
         assert row == pytest.approx(expected, rel=1e-5), row["step"]
+
+
+def test_checkpoints_are_written_one_at_a_time_and_not_of_those_that_ended(monkeypatch):
+    saved, tasks, calls = [], [], []
+    monkeypatch.setattr("gang.checkpoint.save", lambda member, number, stack, place, _: saved.append((number, place)))
+    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    stack = SimpleNamespace(values=torch.ones(2), first=torch.ones(2), second=torch.ones(2))
+    gang = SimpleNamespace(
+        step=SimpleNamespace(stack=stack), rows=[0, 2], last_step=5, mind=lambda member: nullcontext(),
+        members=[SimpleNamespace(ended=False), None, SimpleNamespace(ended=True)],
+        flush=lambda: calls.append("flush"), settle=lambda: calls.append("settle"),
+        submit=lambda task, *arguments: tasks.append(partial(task, *arguments)),
+    )  # fmt: skip
+    subject = Checkpoints(gang)
+    for number in (1, 2, 3, 4, 5):
+        subject.after(number)
+        if number in (2, 4):
+            tasks.pop()()
+    assert saved == [(1, 0), (3, 0)] and tasks == []  # while one is written none is begun, nor one at the end
+    monkeypatch.setattr(checkpoint.interruption, "code", 143)
+    with pytest.raises(SystemExit, match="143"):
+        subject.after(5)
+    tasks.pop()()
+    assert saved[2:] == [(5, 0)] and calls == ["flush"] * 3 + ["settle"]
