@@ -83,7 +83,7 @@ NUMBERS += of_gang(
     "what_a_gpu_does_differently_changes_nothing",
 )
 NUMBERS += LEARNED
-MEMBERS = ["tests/gang/test_member.py"]
+MEMBERS = ["tests/gang/test_member.py", "tests/gang/test_loop.py"]
 MEMBERS += of_gang(
     "the_hosts_time_is_told_for_a_member_and_step",
     "a_row_goes_on_where_new_graphs_would_cost_more",
