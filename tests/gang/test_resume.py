@@ -36,6 +36,7 @@ def gang(folder, *names: str) -> list[Member]:
 def test_a_gang_goes_on_from_its_checkpoint(tmp_path, monkeypatch, signals):  # noqa: F811
     whole = gang(tmp_path / "whole", "whole0", "whole1")
     Loop("sweep").train(whole)
+    assert whole[0].trainer.first_batch_hash != whole[1].trainer.first_batch_hash
     issue = Gang.issue
 
     def interrupted(gang, plan):
@@ -71,6 +72,9 @@ def test_a_gang_goes_on_from_its_checkpoint(tmp_path, monkeypatch, signals):  # 
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     words = gang(tmp_path / "alone", "lost0", "lost1")[1].flags
     train.train(*parse(words), POINTS[1])
+    same = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "total_flos")
+    mine, other = left[0].state, whole[1].trainer.state
+    assert [getattr(mine, name) for name in same] == [getattr(other, name) for name in same]
     for row, expected in zip(rows(SimpleNamespace(trainer=left[0])), rows(whole[1]), strict=True):
         assert row == pytest.approx(expected, rel=1e-5), row["step"]
 
