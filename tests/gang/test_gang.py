@@ -422,9 +422,31 @@ def test_a_processs_memory_is_what_linux_says(tmp_path, monkeypatch):
     assert size.peak_memory(cpu) == 7 * 1024 and size.reachable_memory(cpu) == 1000
 
 
-def test_a_machines_memory_is_its_free_pages(monkeypatch):
+def test_free_memory_is_that_of_the_machine_or_of_the_gpu(monkeypatch):
     monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.get)
     assert free_memory(torch.device("cpu")) == 3 * 4096
+    answers = {"mem_get_info": (1000, 2000), "memory_reserved": 5, "max_memory_reserved": 7}
+    calls = answers | dict.fromkeys(("empty_cache", "reset_peak_memory_stats"))
+    asked = []
+    for name, answer in calls.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name, answer=answer: (asked.append(name), answer)[1])
+    gpu = torch.device("cuda")
+    assert (free_memory(gpu), size.reachable_memory(gpu), size.peak_memory(gpu)) == (1000, 1005, 7)
+    size.reset_peak_memory(gpu)
+    assert asked[-2:] == ["empty_cache", "reset_peak_memory_stats"]
+
+
+@pytest.mark.parametrize(
+    ("device", "checkpointing", "graphed"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+)
+def test_a_gpus_steps_are_graphs_unless_activations_are_recomputed(device, checkpointing, graphed, monkeypatch):
+    monkeypatch.setattr("gang.step.GraphedStep", lambda step, *shared: step)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    stack = SimpleNamespace(state=list)
+    subject = SimpleNamespace(device=torch.device(device), checkpointing=checkpointing, stack=stack, captures=[])
+    subject.step = lambda update: update
+    Step.capture(subject)
+    assert [(update, graph()) for update, graph in subject.graphs.items()] == [(False, False), (True, True)] * graphed
 
 
 @pytest.mark.parametrize(

@@ -106,13 +106,30 @@ def test_a_device_that_has_failed_is_not_asked_for_more(error, flushed):
     assert len(asked) == flushed
 
 
-def test_results_are_as_far_apart_as_their_times(monkeypatch):
-    if torch.cuda.is_available():
-        pytest.skip("a GPU has clocks of its own")
+@pytest.mark.parametrize("gpu", [False, True])
+def test_results_are_as_far_apart_as_their_times(gpu, monkeypatch):
+    """By the host's clock in seconds, or a GPU's in milliseconds."""
     times = iter([1.0, 3.5])
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(times))
+
+    class Event:
+        def __init__(self, enable_timing, blocking):
+            assert enable_timing and blocking
+
+        def record(self):
+            self.time = 1000 * next(times)
+
+        def elapsed_time(self, other):
+            return other.time - self.time
+
+        def synchronize(self):
+            self.done = True
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: None if gpu else next(times))
     first, second = Result(torch.ones(2)), Result(torch.zeros(1), torch.ones(1))
     assert second.seconds_since(first) == 2.5 and [array.tolist() for array in second.arrays()] == [[0], [1]]
+    assert not gpu or second.event.done
 
 
 def test_plans_are_made_ahead_in_their_order():

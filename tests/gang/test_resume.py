@@ -1,6 +1,7 @@
 """A gang that was interrupted goes on, as a gang or with train.py, equal to one that nobody interrupted."""
 
 import os
+import re
 import shutil
 import signal
 from contextlib import nullcontext
@@ -33,9 +34,13 @@ def gang(folder, *names: str) -> list[Member]:
     return members
 
 
-def test_a_gang_goes_on_from_its_checkpoint(tmp_path, monkeypatch, signals):  # noqa: F811
+def test_a_gang_goes_on_from_its_checkpoint(tmp_path, monkeypatch, signals, capsys):  # noqa: F811
     whole = gang(tmp_path / "whole", "whole0", "whole1")
     Loop("sweep").train(whole)
+    said = re.findall(
+        r"^gang: step (\S+) of 8: eval/loss \d+\.\d{3} \d+\.\d{3}$", capsys.readouterr().out, re.MULTILINE
+    )
+    assert said == [str(step) for step in sorted(train.evaluation_steps(8))]
     assert whole[0].trainer.first_batch_hash != whole[1].trainer.first_batch_hash
     issue = Gang.issue
 
