@@ -181,6 +181,9 @@ def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
     fine, broken = gang(tmp_path, {"learning_rate": 1e-3}, {"learning_rate": 1e-3, "seed": 1})
     assert fine.error is None and fine.trainer.state.global_step == 4
     assert str(broken.error) == "the W&B run is gone"
+    for member in (fine, broken):  # what the process prints goes to the first one's run alone
+        assert (member.run.settings.console == "off") == (member is broken)
+        assert (member.run.config["gang"], member.run.config["gang_size"]) == (fine.run_id, 2)
 
 
 def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys, monkeypatch):
@@ -620,7 +623,7 @@ def test_out_of_memory_tries_less_and_goes_on(server, tmp_path, api, monkeypatch
         {"adapter_dtype": "bfloat16_weights"},
         {"freeze_a": True},
         {"weight_decay": 0.5},
-        {"gradient_accumulation_steps": 4},  # 10 batches an epoch: its last step has two
+        {"gradient_accumulation_steps": 4, "eval_on_start": False},  # 10 batches an epoch: its last step has two
         {"per_device_train_batch_size": 7},  # 20 rows: the epoch's last batch has six
         {"gradient_checkpointing": True},
         {"max_grad_norm": 0.0, "lr_scheduler_type": "cosine", "warmup_steps": 3},

@@ -1,11 +1,13 @@
 """A gang that was interrupted goes on, as a gang or with train.py, equal to one that nobody interrupted."""
 
+import json
 import os
 import re
 import shutil
 import signal
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +44,10 @@ def test_a_gang_goes_on_from_its_checkpoint(tmp_path, monkeypatch, signals, caps
     )
     assert said == [str(step) for step in sorted(train.evaluation_steps(8))]
     assert whole[0].trainer.first_batch_hash != whole[1].trainer.first_batch_hash
+    for member in whole:
+        member.trainer.generation_examples = whole[0].trainer.generation_examples
+        answers = json.loads(Path(member.run.dir, "generations.json").read_text())
+        assert answers == member.trainer.generate_answers()
     issue = Gang.issue
 
     def interrupted(gang, plan):
