@@ -89,6 +89,7 @@ MEMBERS += of_gang(
     "the_hosts_time_is_told_for_a_member_and_step",
     "a_row_goes_on_where_new_graphs_would_cost_more",
     "what_no_gang_computes_is_refused_by_name",
+    "an_evaluation_takes_as_many_tokens_at_once_as_a_step",
     "a_crash_ends_one_member_alone",
     f"{KIND}[gradient_accumulation_steps]",
     f"{KIND}[per_device_train_batch_size]",

@@ -186,6 +186,15 @@ def test_a_crash_ends_one_member_alone(tmp_path, monkeypatch):
         assert (member.run.config["gang"], member.run.config["gang_size"]) == (fine.run_id, 2)
 
 
+def test_an_evaluation_takes_as_many_tokens_at_once_as_a_step(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("gang.loop.SCORED", 1)
+    monkeypatch.setattr("gang.loop.rows_to_score", lambda *given: asked.append(given[2]) or rows_to_score(*given))
+    member, _ = gang(tmp_path, {"learning_rate": 1e-3}, {"learning_rate": 2e-3}, steps=2)
+    layers = 3 if torch.cuda.is_available() else 1  # of the model's six
+    assert asked == [2 * max(map(len, member.trainer.train_dataset["input_ids"])) * layers]
+
+
 def test_what_a_gpu_does_differently_changes_nothing(tmp_path, capsys, monkeypatch):
     """Static shapes, dequantising in each pass, recomputing, and falling back where no CUDA graph can be captured."""
     data, training, base = parse(flags(tmp_path, "--report_to", "none"))
