@@ -89,7 +89,7 @@ def load_split(data: DataConfig, split: str, assistant_only_loss: bool = False) 
         check_rows(dataset, assistant_only_loss)
     except InputError as error:
         raise InputError(f"{name}, {part}: {error}") from None
-    except UnicodeDecodeError:  # whoever reads the first value sees it
+    except UnicodeDecodeError:  # nobody has looked at the text until here
         raise InputError(f"{name}: {broken_file(path) or 'not in UTF-8'}") from None
     return dataset
 

@@ -271,9 +271,13 @@ def test_what_a_graph_has_captured_stays_where_it_is(tmp_path):
     silent = trainer.data_collator([{"input_ids": [1, 2, 3, 4], "labels": [-100] * 4}])
     alone, none = step.train(together([trainer.data_collator(data), silent], [3.0, 1.0], 0), torch.zeros(2), True)
     assert none.tolist() == [0, 0, 0, 0] and alone[3] > 0  # without an answer there is no loss, nor a NaN
-    assert step.untrained and graded == [True] * 3  # only an update at a rate changes them
+    word = {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, -100, -100]}
+    once, twice = (trainer.data_collator([word] * count) for count in (1, 2))
+    means = step.train(together([once, twice], [1.0, 2.0], 0), torch.zeros(2), True)[:, :3]
+    torch.testing.assert_close(means[0], means[1])
+    assert step.untrained and graded == [True] * 4  # only an update at a rate changes them
     step.score(rows_to_score(data, trainer.data_collator, 1024, step.device))
-    assert graded[3:] == [False]
+    assert graded[4:] == [False]
     for _ in range(2):
         step.score(rows_to_score(data, trainer.data_collator, 1024, step.device))
         step.generate({"input_ids": torch.ones(1, 3, dtype=torch.long, device=step.device)}, model.generation_config)
