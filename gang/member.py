@@ -155,20 +155,30 @@ class Member:
         return self.error is not None or self.diverged or self.stopped
 
     def close(self, answers: list[dict] | None = None) -> None:
-        """Write what stays of it, as train.py does, and close its run. Without a `run` there is nothing to close."""
+        """Write what stays of it, as train.py does, and close its run; an error of its server or disk is its own."""
         try:
             if self.error is None:
-                state = self.trainer.state
-                steps = state.global_step - self.start
-                samples = self.samples * steps / state.max_steps
-                metrics = speed_metrics("train", self.begun, num_samples=samples, num_steps=steps)
-                self.trainer.log(metrics | {"total_flos": state.total_flos, "train_loss": None})
-                self.trainer.callback_handler.on_train_end(self.training, state, self.trainer.control)
-                train.leave(self.trainer, self.watch, None if self.diverged else answers)
-        except Exception as error:  # of its server or disk: it ends this member alone
+                self.leave(answers)
+        except Exception as error:
             self.error = error
-        if self.run is None:
-            return
+        try:
+            if self.run is not None:
+                self.finish()
+        except Exception as error:
+            self.error = self.error or error
+
+    def leave(self, answers: list[dict] | None) -> None:
+        """The last row, files, adapter and summary of one that has trained to its end."""
+        state = self.trainer.state
+        steps = state.global_step - self.start
+        samples = self.samples * steps / state.max_steps
+        metrics = speed_metrics("train", self.begun, num_samples=samples, num_steps=steps)
+        self.trainer.log(metrics | {"total_flos": state.total_flos, "train_loss": None})
+        self.trainer.callback_handler.on_train_end(self.training, state, self.trainer.control)
+        train.leave(self.trainer, self.watch, None if self.diverged else answers)
+
+    def finish(self) -> None:
+        """Close its run, in the state that its error tells."""
         if isinstance(self.error, OutOfMemory):
             self.run.summary["out_of_memory"] = str(self.error)
         if not isinstance(self.error, Exception | None) and not self.stopped:
