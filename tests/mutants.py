@@ -82,39 +82,10 @@ def of_gang(*names: str) -> list[str]:
 LEARNED = of_gang(
     "adapters_in_bfloat16_learn_what_train_py_s_learn", "a_member_that_diverges_leaves_the_others_bit_for_bit"
 )
-KIND = "every_kind_of_training_equals_train_py"
-NUMBERS = [f"tests/gang/test_{name}.py" for name in ("head", "attention", "packing")]
-NUMBERS += of_gang(
-    "lengths_are_rounded_to_few",
-    "free_memory_is_that_of_the_machine_or_of_the_gpu",
-    "a_gpus_steps_are_graphs_unless_activations_are_recomputed",
-    "matrices_are_kept_where_a_third_of_the_memory_is_enough",
-    "padded_ranks_stay_zero_and_adamw_is_torchs",
-    "what_a_graph_has_captured_stays_where_it_is",
-    "what_a_gpu_does_differently_changes_nothing",
-)
-NUMBERS += LEARNED
-MEMBERS = ["tests/gang/test_member.py", "tests/gang/test_loop.py"]
-MEMBERS += of_gang(
-    "the_hosts_time_is_told_for_a_member_and_step",
-    "a_row_goes_on_where_new_graphs_would_cost_more",
-    "what_no_gang_computes_is_refused_by_name",
-    "an_evaluation_takes_as_many_tokens_at_once_as_a_step",
-    "a_crash_ends_one_member_alone",
-    f"{KIND}[gradient_accumulation_steps]",
-    f"{KIND}[per_device_train_batch_size]",
-)
-MEMBERS += [*LEARNED, "tests/gang/test_resume.py"]
-SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("schema", "runs", "sweeps")]
-SERVER += ["-k", "not a_long and not scheduler_draws"]
-STORE = ["tests/local_wandb/test_store.py"]
-STORE += [
-    f"tests/local_wandb/test_safety.py::test_a_{name}"
-    for name in (
-        "database_that_is_none_is_refused_and_left_alone",
-        "database_of_the_first_version_is_brought_up_to_date",
-    )
-]
+NUMBERS = ["tests/gang/test_head.py", "tests/gang/test_attention.py", ADAMW, STATIC, PLACED, ALIKE, DIVERGED]
+MEMBERS = [TIME, CRASHED, ALIKE, DIVERGED, "tests/gang/test_resume.py"]
+SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("run_answers", "sweep_answers", "schema", "runs", "sweeps")]
+SERVER += FAST
 STUDY_FILES = (
     "checks", "controls", "followups", "headline", "hypotheses", "mechanism", "provenance", "questions",
     "rates", "results", "study", "sweep", "tables", "words",
@@ -174,7 +145,7 @@ ROOMS: dict[str, dict[str, list[str]]] = {
     "local_wandb": {
         "local_wandb/search.py": ["tests/local_wandb/test_search.py"],
         "local_wandb/filters.py": ["tests/local_wandb/test_filters.py", *SERVER],
-        "local_wandb/store.py": [*STORE, *SERVER],
+        "local_wandb/store.py": ["tests/local_wandb/test_store.py", *SERVER],
         **{f"local_wandb/{name}.py": SERVER for name in ("nodes", "runs", "sweeps")},
     },
 }

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from conftest import ROOT, start
 from starlette.testclient import TestClient
 
 from local_wandb import app, limits
-from local_wandb.store import SCHEMA, Store, Unavailable
+from local_wandb.store import Store, Unavailable
 
 pytestmark = pytest.mark.slow
 
@@ -413,67 +412,6 @@ def test_the_directory_keeps_the_key_for_its_owner_and_refuses_a_second_server(t
     own.stop()
 
 
-def directory(path):
-    path.mkdir()
-
-
-def empty_with_files(path):
-    (path.parent / "blobs").mkdir()
-    (path.parent / "blobs" / "one").write_text("kept")
-
-
-def foreign(path):
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE notes (text)")
-
-
-def newer(path):
-    Store(path.parent).checkpoint()
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 99")
-
-
-def truncated(path):
-    Store(path.parent).checkpoint()
-    path.write_bytes(path.read_bytes()[:20_000])
-
-
-DAMAGED = {
-    "a directory": (directory, "unable to open"),
-    "nothing, but files": (empty_with_files, "is missing or empty"),
-    "text": (lambda path: path.write_text("some text, and more of it than a header"), "is not a database"),
-    "another program's": (foreign, "is not a database of local_wandb"),
-    "a newer version's": (newer, "written by a newer version (99;"),
-    "half": (truncated, "is truncated: 20,000 of"),
-}
-
-
-@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
-def test_a_database_that_is_none_is_refused_and_left_alone(tmp_path, damage, message):
-    path = tmp_path / "local_wandb.sqlite"
-    damage(path)
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".sqlite", "")}
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Store(tmp_path)
-    assert {p: p.read_bytes() for p in before} == before
-
-
-def test_a_checkpoint_that_was_cut_off_is_no_damage(tmp_path):
-    """Killed in it, the file's first page is new and tells of pages that only the log has."""
-    store = Store(tmp_path / "killed")
-    store.checkpoint()
-    with store.write() as db:
-        db.execute("CREATE TABLE large (text)")
-        db.executemany("INSERT INTO large VALUES (?)", [("x" * 5000,)] * 100)
-    for path in (store.path, store.path.with_name(f"{store.path.name}-wal")):
-        shutil.copy(path, tmp_path)
-    file = tmp_path / store.path.name
-    with open(file, "r+b") as cut, contextlib.closing(sqlite3.connect(store.path)) as db:
-        cut.seek(28)
-        cut.write(db.execute("PRAGMA page_count").fetchone()[0].to_bytes(4, "big"))
-    assert Store(tmp_path)._db.execute("SELECT count(*) AS n FROM large").fetchone() == {"n": 100}
-
-
 def test_a_start_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "text").mkdir()
@@ -486,17 +424,6 @@ def test_a_start_that_cannot_be_is_one_line(tmp_path):
         )
         done = run(*given)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
-
-
-def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path):
-    with contextlib.closing(sqlite3.connect(tmp_path / "local_wandb.sqlite")) as db, db:
-        db.executescript(SCHEMA + "PRAGMA user_version = 1;")
-        db.execute("INSERT INTO projects (entityName, name, createdAt) VALUES ('local', 'old', 0)")
-        db.execute(
-            "INSERT INTO runs (project, name, state, createdAt, heartbeatAt) VALUES (1, 'run', 'finished', 0, 5)"
-        )
-    (run_row,) = Store(tmp_path).find("runs")
-    assert (run_row["name"], run_row["updatedAt"]) == ("run", 5)
 
 
 def test_a_stopped_server_leaves_one_whole_file(tmp_path):
