@@ -137,7 +137,7 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "analysis/statistics.py": ["tests/analysis/test_statistics.py", *REPORT],
         "analysis/pull.py": ["tests/analysis/test_pull.py"],
         **{f"analysis/{name}.py": ["tests/analysis/test_command.py"] for name in ("__main__", "files", "folder")},
-        "analysis/refinement.py": ["tests/analysis/test_refinement.py"],
+        "analysis/refinement.py": ["tests/analysis/test_refinement.py", "tests/test_results.py", *FAST],
         "analysis/rounds.py": ["tests/analysis/test_rounds.py"],
         **{f"analysis/{name}.py": REPORT for name in STUDY_FILES},
         "analysis/report.py": [*REPORT, "tests/analysis/test_budget.py", "tests/analysis/test_guides.py"],

@@ -350,6 +350,21 @@ def test_the_passes_say_how_much_of_a_cost_a_second_pass_makes():
     assert "of its cost at the end arises when examples are seen again" in second
 
 
+def test_the_caption_explains_what_the_figure_has():
+    lines, crosses, ends = (
+        "Thin: one seed; bold: mean.",
+        " Dashed: diverged",
+        " Dotted vertical: a pass over the data ends.",
+    )
+    found = analyse({2e-4: "overfitting"}, 1)
+    said = "Nats per answer token over 100 steps. One run a rate."
+    assert report.caption(found) == said + ends
+    for passes, rates in ((1.0, found["rates"]), (None, []), (0.9, [])):
+        assert report.caption(found | {"data": found["data"] | {"passes": passes}, "rates": rates}) == said
+    assert lines + ends in report.caption(found | {"rates": [found["rates"][0] | {"n": 2}]})
+    assert crosses in report.caption(found | {"rates": [found["rates"][0] | {"diverged": 1}]})
+
+
 def test_the_best_rate_by_budget_is_told():
     def head_start(record, last=20):
         if record["config"]["learning_rate"] == 1e-3:

@@ -101,6 +101,8 @@ def test_passes_and_the_size_of_the_training_set():
     assert run.one_pass.step == 100 and run.best.step < run.end.step == 200
     assert read_run(simulate.record("good", train_examples=1737)).train_examples == 1737
     assert read_run(simulate.record("good")).one_pass is None
+    for rows, known in ((1, 1), (2**53 - 1, 2**53 - 1), (2**53, None), (0, None)):
+        assert read_run(simulate.record("good", train_examples=rows)).train_examples == known
     unknown = {"per_device_train_batch_size": None, "gradient_accumulation_steps": None}
     assert read_run(simulate.record("good", **unknown)).train_examples is None
 

@@ -374,6 +374,36 @@ def test_device_seconds_count_a_gang_once():
     assert study(gang + alone).device_seconds == 50 + 60
 
 
+@pytest.mark.parametrize(
+    ("rises", "stop"),
+    [
+        ([0.05, 0.051], True),
+        ([0.005, 0.0051], False),  # told from nothing, and does not matter
+        ([0.02, 0.2], False),  # not told
+        ([0.05], True),  # one seed: by more than ε
+        ([0.025], False),
+        ([-0.05, -0.051], False),
+    ],
+)
+def test_it_says_to_stop_where_the_rest_makes_it_worse(rises, stop):
+    """The loss of each seed falls to step 60 and then rises by so much."""
+    found = records({2e-4: "good"}, seeds=len(rises))
+    for record, rise in zip(found, rises, strict=True):
+        record["files"].pop("eval_nll.json")
+        for row in record["history"]:
+            if "eval/loss" in row:
+                step = row["train/global_step"]
+                row["eval/loss"] = 4.2 - 0.02 * min(step, 60) + rise * max(step - 60, 0) / 40
+    advice = study(found).advice
+    assert advice.stop is stop
+    if min(rises) > 0:
+        assert (advice.low_step, advice.end_step, advice.low) == (60, 100, pytest.approx(3.0))
+        assert advice.low_passes == pytest.approx(0.54) and advice.rise.mean == pytest.approx(sum(rises) / len(rises))
+        assert advice.end == pytest.approx(3.0 + advice.rise.mean)
+    else:
+        assert (advice.low_step, advice.rise) == (100, None)
+
+
 def test_flags():
     rows = {row["learning_rate"]: row for row in results(study(records({2e-4: "good", 1e-3: "overfitting"})))["rates"]}
     assert "edge of the feasible range" in rows[2e-4]["flags"]

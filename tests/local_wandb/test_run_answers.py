@@ -146,7 +146,7 @@ ENDED = {"complete": True}
     ("state", "stop", "body", "after", "code"),
     [
         ("running", 0, {}, "running", None),
-        ("crashed", 0, {}, "running", None),
+        ("crashed", 1, {}, "running", None),
         ("running", 0, {"preempting": True}, "preempting", None),
         ("preempting", 0, {}, "preempting", None),
         ("running", 0, ENDED, "finished", 0),

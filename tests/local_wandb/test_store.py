@@ -72,6 +72,13 @@ def test_the_keys_of_a_history_are_known_by_kind_and_last_value(store):
     }  # fmt: skip
 
 
+def test_the_first_step_may_be_the_last(store):
+    one = run(store)
+    store.append_history(one, 0, rows({"x": 1}))
+    found = json.loads(store.row("runs", one["id"])["historyKeys"])
+    assert (found["lastStep"], found["sets"], list(found["keys"])) == (0, [], ["x"])
+
+
 def test_a_rewound_run_has_the_rows_up_to_the_step_and_a_restarted_one_none(store):
     one = run(store)
     store.append_history(one, 0, rows(*({"x": step} for step in range(5))))
