@@ -128,7 +128,7 @@ def _with_ancestors(store: Store, project: dict, run: dict, input) -> dict:
     parent = store.get("runs", project=project["id"], name=point["run_id"])
     if parent is None:
         raise GraphQLError(f"run {point['run_id']!r} does not exist, so it cannot be forked")
-    store.append_history(run, 0, store.history(parent["id"], 0, int(point["step"]) + 1))
+    store.append_history(run, 0, store.history(parent["id"], high=int(point["step"]) + 1))
     return store.row("runs", run["id"])
 
 

@@ -292,7 +292,7 @@ class Store:
     def rewind(self, run: dict, step: int) -> dict:
         """The run without its history rows after this step."""
         with self.write() as db:
-            lines = self.history(run["id"], 0, step + 1)
+            lines = self.history(run["id"], high=step + 1)
             db.execute("DELETE FROM history WHERE run = ?", [run["id"]])
             self.update("runs", run["id"], historyKeys=None, historyLineCount=0)
             self.append_history(run, 0, lines)

@@ -42,6 +42,51 @@ def test_every_verdict_has_a_step_and_a_reason_with_a_number(kind):
     assert verdict.step is not None and any(c.isdigit() for c in verdict.reason)
 
 
+@pytest.mark.parametrize(
+    ("planned", "width"), [(None, 9), (40, 9), (199, 9), (200, 11), (239, 11), (240, 13), (1000, 51)]
+)
+def test_the_smoothing_is_odd_and_a_twentieth_of_the_steps(planned, width):
+    run = simulate.run("good")
+    run.planned_steps = planned
+    assert Evidence(run).width == width
+
+
+def test_batches_are_levelled_where_nine_in_ten_have_a_pair():
+    reference = simulate.run("slow")
+    for missing, known in ((20, True), (21, False)):
+        run = simulate.run("good")
+        run.history["train/loss"].value[:missing] = -1.0
+        assert (Evidence(run, reference).levelled is not None) is known
+    assert Evidence(run, run).levelled is Evidence(run, None).levelled is None
+
+
+def test_a_tail_at_the_loss_of_a_guess_says_nothing_of_the_text():
+    run, limit = simulate.run("good"), behaviour.UNIFORM_SHARE * np.log(4096)
+    run.history["train/loss"].value[100:] = limit + 0.01
+    found = Evidence(run, None, simulate.BASE)
+    verdict = behaviour.uniform(found)
+    assert (
+        verdict.behaviour == "diverged"
+        and abs(verdict.step - 101) <= 1
+        and verdict.measured == pytest.approx(7.496, abs=1e-3)
+    )
+    assert f"train loss ended at 7.50 > 0.9 ln(vocabulary) = 7.49, from step {verdict.step} on" == verdict.reason
+    assert behaviour.uniform(Evidence(run, None, limit + 0.01)) is None  # a base that starts there
+    for change in ({"vocab_size": None}, {"vocab_size": 1}, {"vocab_size": 4200}):
+        run.config = run.config | change
+        assert behaviour.uniform(Evidence(run, None, simulate.BASE)) is None
+
+
+def test_a_rebound_on_equal_batches_is_an_instability_with_both_numbers():
+    found = Evidence(simulate.run("rebound"), simulate.run("slow"), simulate.BASE, simulate.FLOOR)
+    verdict, (up, limit) = behaviour.rebounded(found), found.train_rise
+    assert verdict.behaviour == "unstable" and 0.2 < up < 0.35 and limit >= behaviour.TRAIN_RISE
+    words = (
+        f"train loss on equal batches {100 * np.expm1(up):.0f} % above its own (limit {100 * np.expm1(limit):.0f} %)"
+    )
+    assert verdict.reason.endswith(words)
+
+
 def test_spikes_are_dated():
     run = simulate.run("spike", noise=0.03, seed=1)
     jump = int(run["train/loss"].step[np.argmax(run["train/loss"].value[20:] > 4) + 20])

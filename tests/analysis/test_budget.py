@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import report
-from analysis.budget import FEWEST, WITHIN, law
+from analysis.budget import FEWEST, WITHIN, apart, check, law
 from analysis.results import results
 from analysis.runs import Series
 from analysis.statistics import best_by_budget
@@ -52,6 +52,17 @@ def test_a_power_of_the_budget_is_found_and_carried_to_twice_the_steps(power):
 )
 def test_what_the_curves_do_not_tell_is_not_known(found, reason):
     assert found["reason"] == reason and found["for"] == []
+
+
+def test_budgets_up_to_half_the_longest_check_the_line():
+    points = [(steps, 1e-3 * steps**-0.5) for steps in (10, 20, 30, 41)]
+    assert check([*points, (60, 2e-4)]) == {
+        "from": 30, "steps": 60, "said": pytest.approx(1e-3 * 60**-0.5), "is": 2e-4
+    }  # fmt: skip
+    assert check([*points, (59, 2e-4)]) is None  # two budgets are no check
+    assert apart({"said": 3e-4, "is": 2e-4}) == apart({"said": 2e-4, "is": 3e-4}) == pytest.approx(1.5)
+    wide = report.budget_law({"budget_law": told(curves(noise=0.02))})
+    assert wide.endswith("budgets leaves it open by more than a factor of 1.5.")
 
 
 def test_the_interval_covers_a_new_budget_as_often_as_it_says():

@@ -235,6 +235,24 @@ def test_of_many_rates_the_next_and_the_outermost_are_priced():
     assert text.startswith("**Of twelve rates use 1e-4") and text.count("costs") == 4
 
 
+def test_what_cannot_be_used_is_said_with_what_came_nearest():
+    found = analyse({2e-4: "good", 1e-3: "suboptimal"})
+    said = headline.answer(found | {"base_loss": 2.0})
+    assert re.fullmatch(
+        r"No rate improved on the untrained model \(2\.000\): the least harmful, 2e-4, ended at 2\.\d{3}\.", said
+    )
+    said = headline.answer(found | {"advice": None})
+    assert re.match(
+        r"2e-4 has the lowest final eval loss, 2\.\d\d, but no evaluation after step 0 says when to stop", said
+    )
+    guides = {
+        "rows": [{"compared": False, "diverged": 1, "name": "A"}, {"compared": False, "diverged": 0, "name": "B"}]
+    }
+    assert (
+        headline.guides({"guides": guides}) == "No guide's runs have ended and can be compared. With A runs diverged."
+    )
+
+
 def test_one_rate_is_used_without_a_comparison():
     text = headline.answer(analyse({2e-4: "good"}))
     assert text.startswith("**Only 2e-4 was run, so nothing says whether another rate is better. Use it, for all 100")
@@ -317,6 +335,80 @@ def test_the_question_on_2e4_flips():
 def test_the_question_on_instability_flips():
     assert "3 diverged and none was unstable" in questions.instability(analyse())
     assert questions.instability(analyse({2e-4: "good"})) == "No: of 3 runs none diverged and none was unstable."
+
+
+def test_of_many_troubled_runs_the_first_are_named():
+    shown = questions.SHOWN_RUNS
+    for seeds, more in ((shown, None), (shown + 2, "   - and 2 more, in the table of every run.")):
+        lines = questions.instability(analyse({5e-3: "stopped"}, seeds)).splitlines()
+        assert len(lines) == 1 + shown + (more is not None) and (more is None or lines[-1] == more)
+
+
+CONTROL = {
+    "learning_rate": 2e-4, "diverged": 0, "main_gain": 0.75, "main_at_its_size": None, "final_eval": {"mean": None},
+    "main_final_eval": {"mean": None},
+}  # fmt: skip
+MAIN = {"basin": {"width": 0.03}, "base_loss": 4.0, "best_loss": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("mean", "interval", "said"),
+    [
+        (0.029, [0.010, 0.031], "its effect is not told from one that does not matter (+0.029 [+0.010, +0.031])"),
+        (0.029, [-0.031, 0.029], "its effect is not told from one that does not matter (+0.029 [-0.031, +0.029])"),
+        (0.029, [0.028, 0.030], "its effect does not matter (+0.029)"),
+        (-0.029, None, "its effect does not matter (-0.029)"),
+        (0.03, [0.01, 0.05], "it costs 0.030, 4 % of what that rate gains"),
+        (0.03, None, "it costs 0.030, 4 % of what that rate gains"),
+        (0.03, [0.0, 0.06], "it costs 0.030, 4 % of what that rate gains, not told from nothing"),
+        (-0.03, [-0.05, -0.01], "it gains 0.030"),
+        (-0.03, [-0.06, 0.0], "it gains 0.030, not told from nothing"),
+    ],
+)
+def test_what_a_control_costs_is_told_from_nothing_and_from_what_matters(mean, interval, said):
+    point = CONTROL | {"difference": {"mean": mean, "interval": interval}}
+    assert report.control(MAIN, {"points": [point]}) == f"beside the main grid: at 2e-4 {said}."
+    if said.startswith("it costs"):
+        for unknown in (MAIN | {"base_loss": 2.9}, MAIN | {"base_loss": None}):
+            assert "of what that rate gains" not in report.control(unknown, {"points": [point]})
+
+
+def test_what_a_control_leaves_open_and_how_it_moves_the_best_rate():
+    alone = [CONTROL | {"difference": None, "diverged": n} for n in (0, 1)]
+    assert report.control(MAIN | {"basin": None}, {"points": alone}) == (
+        "beside the main grid: at 2e-4 it has no run that ended beside one of the main grid; at 2e-4 it diverged."
+    )
+    means = {2e-4: (3.10, 3.00), 1e-3: (3.04, 3.05)}
+    points = [
+        CONTROL
+        | {"learning_rate": rate, "difference": None, "final_eval": {"mean": own}, "main_final_eval": {"mean": main}}
+        for rate, (own, main) in means.items()
+    ]
+    moves = "It moves the best rate: of these 1e-3 is lowest with it, 2e-4 without"
+    assert report.best_moves(MAIN, {"points": points}) == f" {moves}."
+    lower = report.best_moves(MAIN | {"best_loss": 3.05}, {"points": points})
+    assert lower == f" {moves}; 3.040 is also below the main grid's lowest, 3.050."
+    assert report.best_moves(MAIN | {"basin": {"width": 0.051}}, {"points": points}) == ""
+    assert report.best_moves(MAIN, {"points": [points[0], points[1] | {"diverged": 1}]}) == ""
+
+
+def test_a_search_says_what_it_takes_and_whether_it_is_settled():
+    rounds = [
+        {"runs": 4, "device_seconds": 9.0},
+        {"runs": 2, "device_seconds": 3.4},
+        {"runs": 1, "device_seconds": None},
+    ]
+    found = {"rounds": rounds, "runs": 3, "rate": 1e-4, "why": "The budget ends.", "next": None}
+    words = report.search({"search": found, "best_rate": 2e-4})
+    assert words.startswith("The grid's 4 runs were followed by a search")
+    assert words.endswith(
+        "the best: 3 runs in 2 rounds, 3 device seconds in training steps. It takes 1e-4, the lowest rate within a "
+        "quarter of the margin of the best. It stopped: the budget ends."
+    )
+    found |= {"why": None, "next": "Is 5e-4 better?", "rate": 2e-4, "rounds": [rounds[0], rounds[2]], "runs": 1}
+    words = report.search({"search": found, "best_rate": 2e-4})
+    assert words.endswith("the best: 1 run in 1 round. It is not settled; next it would ask: Is 5e-4 better?")
+    assert report.search({"search": None}) == ""
 
 
 def test_the_question_on_speed_names_first_last_and_misses():

@@ -170,9 +170,27 @@ def test_eval_nll_of_another_shape_is_noted():
     assert run.eval_nll is None and "eval_nll.json" in run.notes[0]
 
 
-def test_warmup_below_one_is_a_share():
-    record = simulate.record("good", planned=200, warmup_steps=0.03)
-    assert read_run(record).warmup_steps == 6
+@pytest.mark.parametrize(
+    ("given", "steps"), [(0.03, 6), (0.031, 7), (0, 0), (1, 1), (5, 5), (-1, 0), (None, 0), (2**53, 0)]
+)
+def test_warmup_below_one_is_a_share(given, steps):
+    assert read_run(simulate.record("good", planned=200, warmup_steps=given)).warmup_steps == steps
+
+
+def test_a_column_or_an_evaluation_that_is_not_there():
+    run = one()
+    assert run.at(7) is None and run.at(200).loss == run.final_eval_loss and len(one(history=[])["eval/loss"]) == 0
+    with pytest.raises(KeyError):
+        run["eval/los"]
+
+
+def test_without_max_steps_the_longest_run_is_taken_as_planned(tmp_path):
+    records = [simulate.record("good", rate, planned=planned) for rate, planned in ((1e-4, 100), (2e-4, 120))]
+    for record in records:
+        record["config"] |= {"max_steps": None}
+    simulate.write(tmp_path, records, [])
+    _, runs = load(tmp_path)
+    assert [run.planned_steps for run in runs] == [120, 120] and "last step, 120, is taken" in runs[0].notes[-1]
 
 
 def test_seconds_per_step_leave_evaluations_out():

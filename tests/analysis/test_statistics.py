@@ -51,6 +51,10 @@ def test_one_cluster_tells_no_error():
     assert math.isnan(statistics.clustered(np.ones(5), np.ones(5), np.zeros(5, int))[0])
 
 
+def test_no_runs_have_no_level():
+    assert statistics.level({}, None, None) is None and statistics.difference({}, ends([1.0]), None, None) is None
+
+
 def test_seeds_alone_give_students_interval():
     found = statistics.level(ends([1.0, 2.0, 3.0]), None, None)
     half = 4.302653 / math.sqrt(3)  # t of 97.5 % at 2 degrees of freedom, sd 1

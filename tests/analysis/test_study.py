@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from analysis import followups, headline, report, tables
-from analysis.checks import checks, members
+from analysis.checks import checks, grid, members
 from analysis.results import results
 from analysis.runs import read_run
 from analysis.study import build
@@ -88,6 +88,12 @@ def test_missing_and_unfinished_points_are_named():
 
 def test_a_rate_outside_the_grid_is_named():
     assert failed(records(), [simulate.sweep_of([1e-5, 2e-4, 1e-3], [0])])["rates = grid"] == "5e-3 is not in the grid"
+
+
+def test_the_grid_is_in_order():
+    sweep = simulate.sweep_of([2e-4, 1e-5], [9, 3, 14, 0, 5])
+    found = study(records(), [sweep, simulate.sweep_of([1e-5], [], "sw2", seed={"value": None})])
+    assert grid(found) == [(1e-5, None), *((rate, seed) for rate in (1e-5, 2e-4) for seed in (0, 3, 5, 9, 14))]
 
 
 def test_runs_without_a_sweep_file_have_no_grid_to_miss():
@@ -170,6 +176,21 @@ def test_no_follow_up_makes_more_than_two_passes_over_the_data():
     assert "that makes 1.8 passes over the data" in next(f["why"] for f in found if f["name"] == "steps")
 
 
+def test_a_follow_up_keeps_what_its_sweep_holds_constant():
+    constants = {"lora_r": {"value": 8}, "lora_alpha": {"values": [16]}, "warmup_steps": {"values": [2, 3]}}
+    found = records({2e-4: "good", 1e-3: "spike"}, 2, gradient_accumulation_steps=2, lora_alpha=16)
+    for record in found:
+        forget_passes(record)
+    sweep = simulate.sweep_of([2e-4, 1e-3], [0, 1], **constants)
+    other = simulate.sweep_of([2e-4], [0], "sw0", lora_r={"value": 4})
+    follow = {f["name"]: f["config"]["parameters"] for f in followups.follow_ups(study(found, [other, sweep]))}
+    assert follow["batch_size"] == {
+        "learning_rate": {"values": [2e-4, 1e-3]}, "seed": {"values": [0, 1]}, "lora_r": {"value": 8},
+        "lora_alpha": {"value": 16}, "gradient_accumulation_steps": {"values": [8]},
+    }  # fmt: skip
+    assert follow["seeds"]["seed"] == {"values": [2]} and follow["alpha_rate"]["lora_alpha"] == {"values": [8, 32]}
+
+
 def test_two_sweeps_merge_into_one_study():
     first, second = records(), records({6.3e-5: "suboptimal", 6.3e-4: "good"}, sweep="sw2")
     sweeps = [simulate.sweep_of(list(simulate.SEED_RATES), [0]), simulate.sweep_of([6.3e-5, 6.3e-4], [0], "sw2")]
@@ -192,6 +213,17 @@ def test_what_no_sweep_sets_is_not_comparable_and_names_no_winner(tmp_path):
     assert headline.answer(found).startswith("**Not comparable: load_in_4bit differs.**")
     assert tables.winner(found) is None
     assert report.render(found, tmp_path, []).splitlines()[2] == headline.answer(found)
+
+
+def test_groups_of_as_many_rates_stand_side_by_side():
+    for more, together in (({}, True), ({1e-3: "suboptimal"}, False)):
+        main = records({1e-4: "good", 2e-4: "good"} | more, 2)
+        other = records({1e-4: "good", 2e-4: "good"}, sweep="sw2", lora_alpha=64)
+        sweeps = [
+            simulate.sweep_of([1e-4, 2e-4], [0, 1]),
+            simulate.sweep_of([1e-4], [0], "sw2", lora_alpha={"value": 64}),
+        ]
+        assert results(study(main + other, sweeps))["side_by_side"] is together
 
 
 def test_a_sweep_over_steps_sets_the_warm_up_that_follows_from_them():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from local_wandb import filters
 from local_wandb.filters import like, matches, select
 
 
@@ -33,7 +34,7 @@ def test_rows_without_the_key_come_last_and_words_after_numbers(order, expected)
     assert "".join(found["name"] for found in select(rows, {}, order)) == expected
 
 
-ONE = row("abc", {"a.b": {"c": 1}, "lr": 0.5}, {"x": {"y.z": "text"}, "list": [1, 2]})
+ONE = row("abc", {"a.b": {"c": 1}, "lr": 0.5}, {"x": {"y.z": "text"}, "list": [1, 2], "_wandb": {"runtime": 5}})
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,8 @@ ONE = row("abc", {"a.b": {"c": 1}, "lr": 0.5}, {"x": {"y.z": "text"}, "list": [1
         {"created_at": "1970-01-02T00:00:00.000000"},
         {"heartbeat_at": None},
         {"name": {"$regex": "b"}},
+        {"username": "local"},
+        {"duration": 5},
     ],
     ids=str,
 )
@@ -97,6 +100,12 @@ def test_what_does_not_match(condition):
 def test_what_no_filter_means_is_refused_by_name(condition, words):
     with pytest.raises(ValueError, match=words):
         matches(ONE, condition)
+
+
+def test_a_pattern_that_takes_for_ever_is_ended(monkeypatch):
+    monkeypatch.setattr(filters, "REGEX_TIME", 0.02)
+    with pytest.raises(ValueError, match=r"\$regex '.*' takes longer than 0.02 s for one value"):
+        matches(row("a" * 60 + "b"), {"name": {"$regex": "^(a|aa)+$"}})
 
 
 def test_a_pattern_is_that_of_sql():

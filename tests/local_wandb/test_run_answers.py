@@ -94,6 +94,25 @@ def test_each_field_has_its_column_and_null_leaves_it(info, call):
         call(name=None)
 
 
+def test_the_runs_of_a_project_are_chosen_ordered_and_paged(info, call):
+    for name, rate in (("a", 3), ("b", 1), ("c", 2)):
+        call(name, config=json.dumps({"lr": {"value": rate}}))
+    call("elsewhere", modelName="q")
+
+    def listed(arguments: str = "") -> tuple:
+        query = f'{{ project(name: "p") {{ runs{arguments} {{ totalCount edges {{ cursor node {{ name }} }} }} }} }}'
+        found = schema.answer(info.context, {"query": query}).data["project"]["runs"]
+        assert [edge["cursor"] for edge in found["edges"]][:1] in ([], ["1"], ["2"])
+        return found["totalCount"], "".join(edge["node"]["name"] for edge in found["edges"])
+
+    assert listed() == (3, "abc") and listed('(order: "-config.lr")') == (3, "acb")
+    assert listed("(first: 2)") == (3, "ab") and listed('(first: 2, after: "1")') == (3, "bc")
+    text = json.dumps(json.dumps({"config.lr": {"$gt": 1}}))
+    assert listed(f"(filters: {text})") == (2, "ac")
+    query = f'{{ project(name: "p") {{ all: runCount some: runCount(filters: {text}) run(name: "nobody") {{ id }} }} }}'
+    assert schema.answer(info.context, {"query": query}).data["project"] == {"all": 3, "some": 2, "run": None}
+
+
 def test_a_sweep_that_is_not_here_is_made_so_that_its_runs_stay_together(info, call):
     one, two = call("r", sweep="s")["bucket"], call("other", sweep="s")["bucket"]
     (sweep,) = info.context.store.find("sweeps")
@@ -298,6 +317,10 @@ def test_a_run_is_stopped_rewound_told_of_and_deleted(info, call, ask, caplog):
     for state, failed, running in (("crashed", True, False), ("failed", True, False), ("pending", False, True)):
         info.context.store.update("runs", 1, state=state)
         assert ask("failed running") == {"failed": failed, "running": running}
+    assert runs.mark_files_uploaded(None, info, named) == {"success": True}
+    for wrong in (node_id("Run", 9), node_id("Sweep", 1)):
+        with pytest.raises(GraphQLError):
+            runs.stop_run(None, info, {"id": wrong})
     for _ in range(2):  # the second time it is as it was asked for
         assert runs.delete_run(None, info, {"id": node_id("Run", 1)}) == {}
     assert info.context.store.find("runs") == [] == info.context.store.find("history")

@@ -156,10 +156,47 @@ WRONG = [
     (rand(value=1) | {"metric": "loss"}, "metric 'loss' is not a mapping"),
     (rand(value=1) | {"method": "custom", "scheduler": {"engine": "tpe"}}, "scheduler.engine 'tpe'"),
     (grid(value=1) | {"scheduler": {"engine": "optuna"}}, "method 'grid' is not one of custom"),
+    (rand(value=1) | {"scheduler": {"engine": "wandb"}, "early_terminate": {}}, "cannot be used with a scheduler"),
+    (rand(min=1) | {"method": "custom", "scheduler": {"engine": "optuna"}}, "parameter x needs value"),
+    (rand(value=1) | {"run_cap": 0}, "run_cap 0 is not a whole number above 0"),
+    (rand(value=1) | {"run_cap": True}, "run_cap True is not"),
+    (rand(value=1) | {"metric": {"name": 3}, "early_terminate": {}}, "early_terminate needs a metric with a name"),
+    (grid(distribution="q_uniform", min=0, max=1.0, q=1e-9), "more than 1,000,000 points"),
+    (rand(distribution="int_uniform", min=0, max=1.5), "min and max must be whole numbers"),
+    (rand(distribution="uniform", min=0, max=math.inf), "x: max inf is not a finite number"),
+    (rand(distribution="uniform", min=1.0, max=1.0), "min 1.0 is not below max 1.0"),
+    (rand(distribution="log_uniform", min=-690.5, max=0), "exponents of e"),
+    (rand(parameters={}), "parameters must be a mapping, not empty"),
+    (rand(values=[1, 2], probabilities=[1.5, -0.5]), "must not be negative"),
+    (rand(values=[1, 2], probabilities=0.5), "as long as values"),
+    (rand(values=[1, 2], probabilities=[0.5, True]), "probability True is not a number"),
+    *(
+        (rand(distribution=f"q_{kind}", **{key: 0}), f"{key} 0 is not above 0")
+        for kind, key in (("normal", "sigma"), ("beta", "a"), ("beta", "b"), ("normal", "q"))
+    ),
+    ({"method": "grid", "parameters": {"a": {"parameters": {"x": 1}}}}, "parameter a.x must be a mapping"),
+    ({"method": "grid", "parameters": {"a": {"parameters": {"x": {"min": 0, "max": 1.5}}}}}, r"grid cannot list a\.x"),
+]
+RIGHT = [
+    rand(value=1) | {"run_cap": 1},
+    rand(distribution="uniform", min=-1e300, max=1e300),
+    rand(distribution="log_uniform", min=-690, max=690),
+    rand(values=[1, 2], probabilities=[1, 0]),
+    rand(values=[1, 2], probabilities=[0.5, 0.5 + 1e-7]),
+    rand(distribution="beta"),
+    {"method": "bayes", "scheduler": {"engine": "wandb", "search_space": {"x": 1}}},
+    {"method": "custom", "scheduler": {"engine": "ax"}, "parameters": {"x": {"value": 1}}},
 ]
 
 
-@pytest.mark.parametrize(("config", "message"), WRONG, ids=[message for _, message in WRONG])
+@pytest.mark.parametrize("config", RIGHT, ids=str)
+def test_what_lies_on_the_edge_of_what_is_allowed(config):
+    search.check(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), WRONG, ids=lambda value: str(value) if isinstance(value, dict | list) else None
+)
 def test_a_wrong_configuration_is_refused_by_name(config, message):
     with pytest.raises(ValueError, match=f"Invalid sweep config: .*{message}"):
         search.check(config)
@@ -183,8 +220,52 @@ def test_hyperband_counts_from_the_first_iterations_or_back_from_the_last():
     config = rand(value=1) | {"metric": {"name": "x"}}
     for known in ({"min_iter": 3}, {"max_iter": 27, "s": 2}):
         search.check(config | {"early_terminate": {"type": "hyperband", **known}})
-    with pytest.raises(ValueError, match="needs min_iter, or max_iter and s"):
-        search.check(config | {"early_terminate": {"type": "hyperband", "max_iter": 27}})
+    for unknown in ({"max_iter": 27}, {"s": 2}):
+        with pytest.raises(ValueError, match="needs min_iter, or max_iter and s"):
+            search.check(config | {"early_terminate": {"type": "hyperband", **unknown}})
+    known = {"type": "hyperband", "min_iter": 1, "max_iter": 1, "s": 1, "eta": 1.5}
+    search.check(config | {"early_terminate": known})
+    for wrong in ({"min_iter": 0}, {"max_iter": 0}, {"s": 0}, {"eta": 1}, {"eta": 0.5}):
+        ((key, value),) = wrong.items()
+        with pytest.raises(ValueError, match=f"early_terminate.{key} {value} is too low"):
+            search.check(config | {"early_terminate": known | wrong})
+
+
+def test_bayes_and_hyperband_are_asked_of_their_package():
+    pytest.importorskip("sweeps")
+    bayes = {"method": "bayes", "metric": {"name": "loss"}, "parameters": {"x": {"min": 0.0, "max": 1.0}}}
+    runs = [
+        {
+            "name": f"r{i}",
+            "state": "running",
+            "config": {"x": {"value": i / 4}},
+            "summaryMetrics": {"loss": loss},
+            "history": [{"loss": loss}] * 3,
+        }
+        for i, loss in enumerate((1.0, 5.0))
+    ]
+    search.check(bayes)
+    assert 0 <= search.next_point(bayes, [run["config"] for run in runs], runs)["x"]["value"] <= 1
+    early = bayes | {"early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 3}}
+    assert search.to_stop(early, runs) == {"r1"}
+
+
+def test_a_sweep_has_as_many_runs_as_its_grid_or_its_cap():
+    three = grid(values=[1, 2, 3, 3.0])
+    for config, runs in ((three, 3), (three | {"run_cap": 2}, 2), (three | {"run_cap": 9}, 3), (rand(value=1), None)):
+        assert search.expected(config) == runs
+    assert search.expected(rand(value=1) | {"run_cap": 9}) == 9
+
+
+def test_one_point_is_not_tried_twice_however_it_is_written():
+    used = [{"x": {"value": value}} for value in (1.0, {"b": 2.0, "a": 1}, "1")]
+    config = grid(values=[1, True, {"a": 1.0, "b": 2}, "1", 1.5])
+    left = walk(config, lambda config, points: search.next_point(config, [*used, *points], []))
+    assert [point["x"]["value"] for point in left] == [True, 1.5]
+    deep = {"method": "grid", "parameters": {"a": {"parameters": {"x": {"values": [1, 2]}}}}}
+    for used in ({"a": {"value": {"x": 1}}}, {"a": {"value": 3}}, {}):
+        first = 2 if used == {"a": {"value": {"x": 1}}} else 1
+        assert search.next_point(deep, [used], []) == {"a": {"value": {"x": first}}}
 
 
 junk = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.floats(), st.sampled_from(["", "1e-5"]), st.just([]))
