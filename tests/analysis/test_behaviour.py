@@ -36,10 +36,70 @@ def test_the_page_shows_every_threshold_of_the_module():
     assert all(f"| {' | '.join(row)} |" in page for row in calibrate.thresholds())
 
 
+REASONS = {  # each kind's step and words, beside a slow run of the same batches
+    "good": (200, "captured 100 % of the gain, inside the best rates' basin, no instability"),
+    "suboptimal": (200, "captured 97 % of the gain, inside the best rates' basin, no instability"),
+    "slow": (200, "captured 48 % of the gain; eval loss fell 0.136 over the last 25 % of the steps"),
+    "plateaued": (200, "captured 74 % of the gain; eval loss rose 0.001 over the last 25 % of the steps"),
+    "overfitting": (
+        100,
+        "eval loss ended ≥ 0.114 above its minimum of step 100, train loss on equal batches did not "
+        "rise; 2.00 passes over the data",
+    ),
+    "spike": (76, "paired loss ratio ≥ 3 steps at z ≥ 4 from step 76 (z = 39.8 there)"),
+    "bump": (73, "paired loss ratio ≥ 3 steps at z ≥ 4 from step 73 (z = 10.9 there)"),
+    "rebound": (
+        198,
+        "smoothed train loss on equal batches rose to 1.33 × its minimum before, at step 198 (limit 1.20)",
+    ),
+    "nan": (95, "train loss not finite at step 95 (1 steps), recovered"),
+    "rising": (130, "train loss ended at 1.82 × its smoothed minimum (limit 1.5), above that from step 160"),
+    "exploding": (
+        110,
+        "eval loss lowest at step 70 (2.698), rising for good from step 110, above the untrained 4.200 "
+        "from step 110, last finite 9.509 at step 200",
+    ),
+    "harmed": (
+        4,
+        "eval loss lowest at step 2 (3.918), rising for good from step 4, above the untrained 4.200 "
+        "from step 4, last finite 4.703 at step 200",
+    ),
+    "stopped": (92, "last finite 2.701 at step 90; train loss not finite from step 92 on"),
+    "cut": (99, "99 of 200 planned steps, below 95 %"),
+    "flat": (
+        90,
+        "eval loss ended ≥ 0.156 above its minimum of step 90, train loss on equal batches did not "
+        "rise; 2.00 passes over the data",
+    ),
+    "hard tail": (
+        80,
+        "eval loss ended ≥ 0.235 above its minimum of step 80, train loss on equal batches did not "
+        "rise; 2.00 passes over the data",
+    ),
+    "two epochs": (
+        100,
+        "eval loss ended ≥ 0.056 above its minimum of step 100, train loss on equal batches did not "
+        "rise; 2.00 passes over the data",
+    ),
+    "drifting": (
+        50,
+        "eval loss ended ≥ 0.143 above its minimum of step 50 after 0.90 passes: no example was seen "
+        "twice, it leaves the test data behind",
+    ),
+    "slow divergence": (
+        50,
+        "eval loss lowest at step 20 (2.960), rising for good from step 50, above the untrained 4.200 "
+        "from step 120, last finite 5.159 at step 170",
+    ),
+    "fault": (76, "cut off by an instrument fault at step 77, which says nothing about its rate"),
+}
+
+
 @pytest.mark.parametrize("kind", simulate.KINDS)
-def test_every_verdict_has_a_step_and_a_reason_with_a_number(kind):
-    verdict = classify(evidence(kind))
-    assert verdict.step is not None and any(c.isdigit() for c in verdict.reason)
+def test_every_verdict_has_its_step_and_a_reason_with_its_numbers(kind):
+    found = Evidence(simulate.run(kind), simulate.run("slow"), simulate.BASE, simulate.FLOOR, True)
+    verdict = classify(found)
+    assert (verdict.step, verdict.reason) == REASONS[kind]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +145,26 @@ def test_a_rebound_on_equal_batches_is_an_instability_with_both_numbers():
         f"train loss on equal batches {100 * np.expm1(up):.0f} % above its own (limit {100 * np.expm1(limit):.0f} %)"
     )
     assert verdict.reason.endswith(words)
+
+
+def test_a_bump_is_measured_against_the_lowest_before_it():
+    found = Evidence(simulate.run("bump"), simulate.run("slow"), simulate.BASE)
+    verdict = behaviour.bumped(found)
+    assert (verdict.step, verdict.reason) == (
+        96,
+        "smoothed train loss on equal batches rose to 2.05 × its minimum before, at step 96 (limit 1.20)",
+    )
+    assert behaviour.bumped(Evidence(simulate.run("good"), simulate.run("slow"), simulate.BASE)) is None
+
+
+def test_where_an_end_cannot_be_valued_the_reason_says_what_is_missing():
+    cut, whole = simulate.run("cut"), simulate.run("good")
+    assert behaviour.no_end(Evidence(cut, None, 4.2, 2.7)).reason == "no final eval loss to judge its end by"
+    for base, best in ((None, 2.7), (4.2, None), (2.7, 2.7), (2.6, 2.7)):
+        verdict = behaviour.no_end(Evidence(whole, None, base, best))
+        assert verdict.reason == "no eval loss at step 0, or no rate improved on it to judge its end by"
+    assert behaviour.no_end(Evidence(whole, None, 4.2, 2.7)) is None
+    assert behaviour.captured_gain(3.0, 4.0, 2.0) == 0.5 and behaviour.captured_gain(np.inf, 4.0, 2.0) is None
 
 
 def test_spikes_are_dated():

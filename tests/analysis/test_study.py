@@ -79,6 +79,48 @@ def test_each_check_fails_on_its_own_fault(check, words, change):
     }
 
 
+def test_what_passes_says_of_how_many():
+    passed = {check["check"]: check["detail"] for check in checks(study(records(gang="a", gang_size=4)))}
+    assert passed == {
+        "not finite alone": "in 1 gang",
+        "rates = grid": "4 rates run, 4 in the grid",
+        "no run missing": "4 of 4 points reached an end",
+        "step-0 eval equal": "untrained loss between 4.2000 and 4.2000 over 4 runs",
+        "same first batch": "one first batch in each of 1 seed",
+        "peak rate = requested": "in 4 runs",
+        "adapters float32": "in 4 runs",
+        "same recipe": "every setting agrees over all runs",
+        "same eval examples": "20 examples in all runs",
+        "eval loss = its examples": "nats per token over the examples, in 3 runs",
+    }
+
+
+@pytest.mark.parametrize(("moved", "passed"), [(0.00099, True), (0.00101, False), (-0.00101, False)])
+def test_what_the_instruments_may_differ_by(moved, passed):
+    def base(record):
+        for row in record["history"]:
+            if "eval/loss" in row and row["train/global_step"] == 0:
+                row["eval/loss"] += moved
+
+    def peak(record):
+        for row in record["history"]:
+            if "train/learning_rate" in row:
+                row["train/learning_rate"] *= 1 + moved
+
+    def end(record):
+        nll = record["files"]["eval_nll.json"]
+        nll["nll"][-1] = [loss + moved * tokens for loss, tokens in zip(nll["nll"][-1], nll["tokens"], strict=True)]
+
+    for change, name in (
+        (base, "step-0 eval equal"),
+        (peak, "peak rate = requested"),
+        (end, "eval loss = its examples"),
+    ):
+        found = records()
+        change(found[1])
+        assert {check["check"]: check["passed"] for check in checks(study(found))}[name] is passed
+
+
 def test_missing_and_unfinished_points_are_named():
     found = records({1e-5: "slow", 2e-4: "cut"})
     result = failed(found, [simulate.sweep_of([1e-5, 2e-4, 1e-3], [0])])
@@ -394,6 +436,7 @@ def test_two_members_of_a_gang_that_go_non_finite_together_fail_loudly():
 
 
 def test_the_members_that_a_fault_took_are_counted():
+    assert members("5e-3", 1, 1) == "the only 5e-3 run" and members("5e-3", 2, 2) == "both 5e-3 runs"
     assert members("5e-3", 3, 3) == "all three 5e-3 runs"
     assert members("5e-3", 2, 3) == "two of three 5e-3 runs"
 
