@@ -88,7 +88,7 @@ SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("run_answers", "sweep
 SERVER += FAST
 STUDY_FILES = (
     "checks", "controls", "followups", "headline", "provenance", "questions",
-    "rates", "results", "study", "sweep", "tables",
+    "rates", "results", "study", "sweep",
 )  # fmt: skip
 # Per room: its files, and the tests that are to see a fault in each. Not here: what is looked at (figures, pages).
 ROOMS: dict[str, dict[str, list[str]]] = {
@@ -140,7 +140,10 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         **{f"analysis/{name}.py": ["tests/analysis/test_words.py", *REPORT] for name in ("files", "words")},
         "analysis/refinement.py": ["tests/analysis/test_refinement.py", "tests/test_results.py", *FAST],
         "analysis/rounds.py": ["tests/analysis/test_rounds.py"],
-        **{f"analysis/{name}.py": [f"tests/analysis/test_{name}.py", *REPORT] for name in ("hypotheses", "mechanism")},
+        **{
+            f"analysis/{name}.py": [f"tests/analysis/test_{name}.py", *REPORT]
+            for name in ("hypotheses", "mechanism", "tables")
+        },
         **{f"analysis/{name}.py": REPORT for name in STUDY_FILES},
         "analysis/report.py": [*REPORT, "tests/analysis/test_budget.py", "tests/analysis/test_guides.py"],
     },

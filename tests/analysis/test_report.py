@@ -253,6 +253,60 @@ def test_what_cannot_be_used_is_said_with_what_came_nearest():
     )
 
 
+PRICED = {
+    "learning_rate": 1e-3, "n": 3, "diverged": 0, "behaviours": {"stable": 3}, "basin": {"verdict": "out"},
+    "last_eval": {"mean": 3.0}, "cut_off": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("end", "best", "changes", "words"),
+    [
+        (0.05, 0.05, {}, "costs 0.05"),
+        (0.0099, 0.01, {}, "costs 0.010"),
+        (0.25, 0.235, {}, "costs 0.25"),  # a rebound of less than a tenth of the price
+        (0.25, 0.22, {}, "costs 0.22 at its best checkpoint and 0.25 at the end"),
+        (0.02, 0.004, {}, "costs nothing at its best checkpoint and 0.02 at the end"),
+        (0.02, 0.011, {}, "costs 0.02"),  # a rebound of less than 0.01 nats
+        (0.05, None, {}, "costs 0.05"),
+        (0.25, 0.22, {"basin": {"verdict": "undecided"}},
+         "costs 0.22 at its best checkpoint and 0.25 at the end (95 % [0.15, 0.35])"),
+        (0.05, 0.05, {"basin": {"verdict": "undecided"}}, "costs 0.05 (95 % [-0.05, 0.15])"),
+        (0.05, 0.05, {"behaviours": {"slow": 2}}, "costs 0.05, still falling"),
+        (0.05, 0.05, {"behaviours": {"slow": 1}, "n": 2}, "costs 0.05"),
+        (None, None, {}, "reached no end"),
+        (None, None, {"diverged": 2}, "diverged in 2 of 3 runs"),
+        (None, None, {"diverged": 1, "n": 1}, "diverged"),
+        (None, None, {"diverged": 2, "last_eval": {"mean": 4.0}}, "ends worse than untrained (4.00 against 4.00)"),
+        (None, None, {"diverged": 2, "last_eval": {"mean": None}}, "diverged in 2 of 3 runs"),
+        (None, None, {"diverged": 2, "last_eval": {"mean": 5.0}, "cut_off": 7},
+         "was worse than untrained when cut off at step 7 (5.00 against 4.00)"),
+    ],
+)  # fmt: skip
+def test_the_price_of_a_rate_in_words(end, best, changes, words):
+    end = None if end is None else {"mean": end, "interval": [end - 0.1, end + 0.1]}
+    best = None if best is None else {"mean": best}
+    found = headline.cost({"base_loss": 4.0, "runs": []}, PRICED | {"difference": {"end": end, "best": best}} | changes)
+    assert found == f"1e-3 {words}"
+
+
+def test_the_margin_is_the_largest_of_three():
+    for best, sd, said in ((0.5, None, "0.01 nats"), (2.0, 0.0, "1 % of"), (2.0, 0.02, "2 standard deviations")):
+        assert headline.margin_of({"best_loss": best, "basin": {"seed_sd": sd}}).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("used", "names"),
+    [([3e-4], ["4e-4", "5e-4", "2e-4", "1e-4"]), ([1e-4, 2e-4, 3e-4], ["4e-4", "5e-4"]), ([5e-4], ["4e-4", "1e-4"]),
+     ([2e-4, 3e-4, 4e-4], ["5e-4", "1e-4"])],
+)  # fmt: skip
+def test_on_each_side_the_next_and_the_outermost_are_named(used, names):
+    rows = [{"learning_rate": rate} for rate in (1e-4, 2e-4, 3e-4, 4e-4, 5e-4)]
+    r = {"rates": rows, "best_rate": used[0], "advice": {"rate": used[0], "tied": used[1:]}}
+    found = [rate_label(row["learning_rate"]) for side in headline.either_side(r) for row in side]
+    assert found == names
+
+
 def test_one_rate_is_used_without_a_comparison():
     text = headline.answer(analyse({2e-4: "good"}))
     assert text.startswith("**Only 2e-4 was run, so nothing says whether another rate is better. Use it, for all 100")

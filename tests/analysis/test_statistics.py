@@ -172,6 +172,30 @@ def test_the_excess_is_over_whichever_rate_is_best():
     assert statistics.excess(2, pairs, 3) == pytest.approx((0.95, 1.15))
 
 
+def test_the_median_steps_to_a_target_keep_a_miss():
+    def steps(*falls):
+        """Runs that fall from 4 by so much in 100 steps."""
+        step = np.array([0, 100])
+        return [{"eval/loss": Series(step, np.array([4.0, 4.0 - fall]))} for fall in falls]
+
+    assert (
+        rates.median_steps(steps(2.0), 4.0, 3.0, 0.5) == 25
+        and rates.median_steps(steps(1.0, 2.0), 4.0, 3.0, 0.5) == 37.5
+    )
+    assert rates.median_steps(steps(1.0, 2.0, 0.1), 4.0, 3.0, 0.5) == 50
+    assert rates.median_steps(steps(1.0, 0.1), 4.0, 3.0, 0.5) == math.inf
+    for base, best in ((None, 3.0), (4.0, None), (3.0, 3.0)):
+        assert rates.median_steps(steps(1.0), base, best, 0.5) is None
+    assert rates.median_steps([], 4.0, 3.0, 0.5) is None
+
+
+def test_a_mean_curve_has_the_steps_that_all_have():
+    a, b = Series(np.array([0, 5, 10]), np.array([4.0, 3.0, 2.0])), Series(np.array([0, 10]), np.array([2.0, 1.0]))
+    found = rates.mean_series([a, b])
+    assert found.step.tolist() == [0, 10] and found.value.tolist() == [3.0, 1.5]
+    assert len(rates.mean_curve([])) == 0 and len(rates.mean_series([a, Series(np.array([7]), np.array([1.0]))])) == 0
+
+
 def test_early_steps_are_compared_by_seed():
     step = np.arange(1, 21)
     pairs = [(Series(step, 3.0 - 0.1 * (step < 11) + 0.001 * seed), Series(step, 3.0 + 0 * step)) for seed in range(3)]

@@ -4,14 +4,15 @@ import copy
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from analysis import followups, headline, report, tables
+from analysis import followups, headline, report, sweep, tables
 from analysis.checks import checks, grid, members
 from analysis.results import results
-from analysis.runs import read_run
-from analysis.study import build
+from analysis.runs import Series, read_run
+from analysis.study import build, led_early
 from tests.analysis import simulate
 
 
@@ -255,6 +256,48 @@ def test_what_no_sweep_sets_is_not_comparable_and_names_no_winner(tmp_path):
     assert headline.answer(found).startswith("**Not comparable: load_in_4bit differs.**")
     assert tables.winner(found) is None
     assert report.render(found, tmp_path, []).splitlines()[2] == headline.answer(found)
+
+
+def test_what_a_sweep_asks_for_and_sets_on_purpose():
+    config = {"method": "grid", "parameters": {"learning_rate": {"values": ["1e-5", 2e-4, "fast"]}, "seed": 3}}
+    assert sweep.points({"config": config}) == {(1e-5, 3.0), (2e-4, 3.0)}
+    assert sweep.points({"config": config | {"parameters": {"learning_rate": {"value": 1e-4}}}}) == {(1e-4, None)}
+    for other in (config | {"method": "random"}, config | {"parameters": {"seed": 3}}, None):
+        assert sweep.points({"config": other}) is None
+    command = ["${env}", "python", "--config", "r.yaml", "--lora_r=8", "--dtype", "x", 3]
+    found = sweep.declared({"config": {"parameters": {"seed": 1}, "command": command}})
+    assert found == {"seed", "lora_r", "dtype"} and sweep.declared({"config": None}) == set()
+    assert sweep.declared({"config": {"command": "text"}}) == set()
+    same = ([None, False, ""], [0, 0.0], [1, 1.0], [True], ["1"], [1.5], [{"a": 1, "b": 2}, {"b": 2, "a": 1}])
+    tokens = [{sweep.token(value) for value in group} for group in same]
+    assert {len(group) for group in tokens} == {1} and len(set().union(*tokens)) == len(same)
+    assert sweep.values({"values": [1, None, 2]}) == [1, 2] and sweep.values(7) == [7] and sweep.values({}) == []
+    assert sweep.values({"values": "text"}) == []
+    assert sweep.asked_guides([{"config": {"parameters": {"guide": {"values": ["a", "b"]}}}}] * 2) == ["a", "b"]
+
+
+class Curve(dict):
+    """A run of 100 steps by its eval loss alone, at steps 0, 50 and 100."""
+
+    planned_steps = 100
+
+    def __init__(self, values):
+        super().__init__({"eval/loss": Series(np.array([0, 50, 100]), np.array(values, float))})
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "led"),
+    [
+        ([4, 3, 2], [4, 3.1, 1], True),
+        ([4, 3, 2], [4, 3, 1], False),
+        ([4, 3, 1], [4, 2, 3], False),  # after the first half is no early lead
+        ([3, 3, 2], [4, 2, 1], False),  # nor is step 0
+        ([4, 3, 2], [4, math.nan, 1], False),
+    ],
+)
+def test_an_early_lead_is_one_at_an_evaluation_of_the_first_half(mine, other, led):
+    one, two = Curve(mine), Curve(other)
+    assert led_early(one, [one, two]) is led and led_early(one, [one]) is False
 
 
 def test_groups_of_as_many_rates_stand_side_by_side():
