@@ -10,6 +10,7 @@ import yaml
 
 from analysis import followups, headline, report, sweep, tables
 from analysis.checks import checks, grid, members
+from analysis.controls import at_the_size
 from analysis.results import results
 from analysis.runs import Series, read_run
 from analysis.study import build, led_early
@@ -283,6 +284,24 @@ class Curve(dict):
 
     def __init__(self, values):
         super().__init__({"eval/loss": Series(np.array([0, 50, 100]), np.array(values, float))})
+
+
+def test_a_loss_at_the_size_is_taken_of_the_same_seed_and_where_it_was_reached():
+    def run(seed, sizes, losses=(4, 3, 2)):
+        steps = np.array([0, 50, 100])
+        columns = {"eval/update_ratio": sizes, "eval/loss": losses}
+        found = Curve(losses)
+        found |= {name: Series(steps[: len(x)], np.array(x, float)) for name, x in columns.items()}
+        found.seed = seed
+        return found
+
+    twins = [run(int("1000"), (0, 0.2, 0.4)), run(2, (0, 0.2, 0.4), (4, 2, 1))]
+    assert at_the_size(twins, [run(int("1000"), (0, 0.05, 0.1))]) == 3.5
+    assert at_the_size(twins, [run(2, (0, 0.05, 0.3)), run(1000, (0.0, 0.2, 0.4))]) == pytest.approx((1.5 + 2) / 2)
+    for unknown in (run(2, (0, 0.2, 0.5)), run(2, ()), run(3, (0, 0.1, 0.2))):  # never so large; not recorded; no twin
+        assert at_the_size(twins, [unknown]) is None
+    assert at_the_size([run(2, ())], [run(2, (0, 0.1, 0.2))]) is None
+    assert at_the_size([run(2, (0, 0.1, 0.2), ())], [run(2, (0, 0.1, 0.2))]) is None
 
 
 @pytest.mark.parametrize(
