@@ -199,10 +199,10 @@ GRID = {
 
 
 def _arange(low: float, high: float, step: float) -> list[float]:
-    count = max(0, math.ceil((high - low) / step))
-    if count > GRID_POINTS:
+    count = (high - low) / step
+    if count > GRID_POINTS:  # it may be infinite
         raise ValueError(f"the grid has more than {GRID_POINTS:,} points")
-    return [low + i * step for i in range(count)]
+    return [low + i * step for i in range(math.ceil(count))]
 
 
 def _distribution(path: tuple[str, ...], spec: dict) -> str:

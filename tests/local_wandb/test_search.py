@@ -164,6 +164,7 @@ WRONG = [
     (rand(value=1) | {"run_cap": True}, "run_cap True is not"),
     (rand(value=1) | {"metric": {"name": 3}, "early_terminate": {}}, "early_terminate needs a metric with a name"),
     (grid(distribution="q_uniform", min=0, max=1.0, q=1e-9), "more than 1,000,000 points"),
+    (grid(distribution="q_uniform", min=0, max=1e300, q=1e-300), "more than 1,000,000 points"),
     (rand(distribution="int_uniform", min=0, max=1.5), "min and max must be whole numbers"),
     (rand(distribution="uniform", min=0, max=math.inf), "x: max inf is not a finite number"),
     (rand(distribution="uniform", min=1.0, max=1.0), "min 1.0 is not below max 1.0"),
