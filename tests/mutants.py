@@ -86,10 +86,8 @@ NUMBERS = ["tests/gang/test_head.py", "tests/gang/test_attention.py", ADAMW, STA
 MEMBERS = [TIME, CRASHED, ALIKE, DIVERGED, "tests/gang/test_resume.py"]
 SERVER = [f"tests/local_wandb/test_{name}.py" for name in ("run_answers", "sweep_answers", "schema", "runs", "sweeps")]
 SERVER += FAST
-STUDY_FILES = (
-    "checks", "controls", "followups", "headline", "provenance", "questions",
-    "rates", "results", "study", "sweep",
-)  # fmt: skip
+MIRRORED = ("headline", "hypotheses", "mechanism", "questions", "tables")
+STUDY_FILES = ("checks", "controls", "followups", "provenance", "rates", "results", "study", "sweep")
 # Per room: its files, and the tests that are to see a fault in each. Not here: what is looked at (figures, pages).
 ROOMS: dict[str, dict[str, list[str]]] = {
     "train": {

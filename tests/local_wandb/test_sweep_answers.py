@@ -283,6 +283,18 @@ def test_agents_and_sweeps_answer(info, store, upsert):
         Agent(info, {"name": "nobody"})
 
 
+def test_a_sweeps_runs_are_listed_whole_or_as_many_as_asked_for(info, store, upsert):
+    sweep = upsert(GRID)
+    for i in range(51):  # more than a page
+        sweeps._new_run(store, sweep, f"r{i}", {}, "", 0.0)
+    for arguments, count in (("", 51), ("(first: 2)", 2), ("(first: 0)", 0), ('(after: "50")', 1)):
+        field = f'sweep(sweepName: "{sweep["name"]}") {{ runs{arguments} {{ edges {{ cursor }} }} }}'
+        found = schema.answer(info.context, {"query": f'{{ project(name: "p") {{ {field} }} }}'}).data["project"][
+            "sweep"
+        ]["runs"]["edges"]
+        assert len(found) == count
+
+
 def test_the_best_loss_is_the_least_or_the_most_of_the_finite_ones(info, store, upsert):
     sweep = upsert(GRID | {"metric": {"name": "loss"}})
     for i, loss in enumerate((2.0, 1.0, 3, math.nan, math.inf, "text", None)):
