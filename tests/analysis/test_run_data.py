@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.files import InputError, strict, to_json
-from analysis.runs import COLUMNS, STEP, load, read_history, read_run
+from analysis.runs import COLUMNS, STEP, load, merge, read_history, read_run
 from tests.analysis import simulate
 
 json_values = st.recursive(
@@ -209,6 +209,23 @@ def test_torn_files_are_named(tmp_path, kept):
     path.write_text(text[: int(kept * len(text))] if kept else '{"runs": 3}')
     with pytest.raises(InputError, match=r"lr_0\.0002/run_data\.json is not whole"):
         load(tmp_path)
+
+
+def test_merged_directories_hold_each_run_once_and_the_later_one(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    options = {"planned": 100, "examples": 5}
+    again = simulate.record("good", **options) | {"name": "again"}
+    simulate.write(old, [simulate.record("good", **options)], [simulate.sweep_of([2e-4], [0])])
+    more = [again, simulate.record("good", seed=1, **options), simulate.record("good", 1e-4, sweep="sw2", **options)]
+    simulate.write(new, more, [simulate.sweep_of([2e-4], [0, 1]), simulate.sweep_of([1e-4], [0], "sw2")])
+    merge([old, new], tmp_path / "both")
+    sweeps, runs = load(tmp_path / "both")
+    assert [sweep["id"] for sweep in sweeps] == ["sw1", "sw2"]
+    assert [(run.learning_rate, run.seed) for run in runs] == [(1e-4, 0), (2e-4, 0), (2e-4, 1)]
+    assert runs[1].name == "again"
+    with pytest.raises(InputError, match="has no lr_"):
+        merge([old, tmp_path / "none"], tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 def test_runs_come_by_rate_seed_and_age(tmp_path):
