@@ -30,6 +30,8 @@ COLUMNS = (
 STEP = "train/global_step"
 EVERY_ROW = ("_runtime", "train/epoch")  # in the rows of evaluations too, so twice at such a step
 
+EXACT = 2**53  # below it floats tell whole numbers apart
+
 OUT_OF_MEMORY = "out of memory"  # the state of a run whose summary says so; to W&B it failed
 
 COMPLETE = 0.95  # share of the planned steps from which a run has an end to report (science: class "incomplete")
@@ -134,7 +136,7 @@ class Run:
     def warmup_steps(self) -> int:
         """Warm-up in steps; a value below 1 is a share of the planned steps, as in transformers 5."""
         steps = number(self.config.get("warmup_steps")) or 0.0
-        if not 0 <= steps < 2**53:
+        if not 0 <= steps < EXACT:
             return 0
         return math.ceil(steps * (self.planned_steps or 0)) if steps < 1 else int(steps)
 
@@ -200,7 +202,7 @@ class Run:
         keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
         batch = math.prod(number(self.config.get(key)) or 0.0 for key in keys)
         rows = known if known is not None else (self.steps_per_pass or 0.0) * batch
-        return round(rows) if 0 < rows < 2**53 else None
+        return round(rows) if 0 < rows < EXACT else None
 
     @cached_property
     def not_finite_step(self) -> int | None:
@@ -275,7 +277,7 @@ def read_run(record: dict) -> Run:
     if summary.get("out_of_memory"):
         notes.append(f"{OUT_OF_MEMORY}: {summary['out_of_memory']}")
     planned = number(config.get("max_steps"))
-    run.planned_steps = int(planned) if planned is not None and 1 <= planned < 2**53 else None
+    run.planned_steps = int(planned) if planned is not None and 1 <= planned < EXACT else None
     if run.learning_rate is None:
         notes.append(f"no usable learning rate in its config ({config.get('learning_rate')!r})")
     notes += [f"no {column} recorded" for column in ("train/loss", "eval/loss") if not len(run[column])]
@@ -295,7 +297,7 @@ def read_history(rows: object, notes: list[str]) -> dict[str, Series]:
     history, repeated, unreadable = {}, 0, 0
     for column in COLUMNS:
         cells = [row.get(column) for row in rows]
-        present = np.array([cell is not None for cell in cells], bool) & (step >= 0) & (step < 2**53)
+        present = np.array([cell is not None for cell in cells], bool) & (step >= 0) & (step < EXACT)
         values = numbers([cell for cell, here in zip(cells, present, strict=True) if here])
         readable = ~np.isnan(values)
         for place in np.flatnonzero(~readable):

@@ -177,6 +177,28 @@ def test_warmup_below_one_is_a_share(given, steps):
     assert read_run(simulate.record("good", planned=200, warmup_steps=given)).warmup_steps == steps
 
 
+def test_numbers_that_no_run_can_have_are_none():
+    for said, planned in ((1, 1), (2**53 - 1, 2**53 - 1), (2**53, None), (0.9, None), (0, None), ("NaN", None)):
+        assert read_run(simulate.record("good") | {"config": {"max_steps": said}}).planned_steps == planned
+    for said, seed in ((0, 0), ("3", 3), ("Infinity", None), (None, None), ("x", None)):
+        run = one(config={"seed": said}, summary={"diverged_at_step": said})
+        assert run.seed == seed and run.diverged_at_step == seed
+    rows = [{STEP: step, "train/loss": 1.0} for step in (-1, 0, 5, 2**53 - 1, 2**53)]
+    assert read_history(rows, [])["train/loss"].step.tolist() == [0, 5, 2**53 - 1]
+
+
+def test_an_end_is_at_95_percent_of_the_steps_and_a_pass_ends_near_an_evaluation():
+    run = read_run(simulate.record("overfitting", planned=200))
+    for planned, whole in ((210, True), (211, False), (None, False)):
+        run.planned_steps = planned
+        assert run.complete is whole and (run.final_eval_loss is not None) is whole
+    for per_pass, step in ((100, 100), (104.9, 100), (105.1, 110), (206, 200), (211, None), (None, None)):
+        run.__dict__["steps_per_pass"] = per_pass
+        assert (run.one_pass and run.one_pass.step) == step
+    assert run.best.step == int(run["eval/loss"].step[run["eval/loss"].value.argmin()]) and run.last.step == 200
+    assert one(history=[]).last is one(history=[]).best is None
+
+
 def test_a_column_or_an_evaluation_that_is_not_there():
     run = one()
     assert run.at(7) is None and run.at(200).loss == run.final_eval_loss and len(one(history=[])["eval/loss"]) == 0

@@ -123,6 +123,13 @@ def test_what_the_instruments_may_differ_by(moved, passed):
         assert {check["check"]: check["passed"] for check in checks(study(found))}[name] is passed
 
 
+def test_a_peak_is_looked_for_where_the_warm_up_is_over():
+    found = records({2e-4: "good"})
+    for warmup, checked in ((99, None), (98, False), (0, False)):  # of 100 steps
+        found[0]["config"] |= {"warmup_steps": warmup, "learning_rate": 4e-4}
+        assert {check["check"]: check["passed"] for check in checks(study(found))}["peak rate = requested"] is checked
+
+
 def test_missing_and_unfinished_points_are_named():
     found = records({1e-5: "slow", 2e-4: "cut"})
     result = failed(found, [simulate.sweep_of([1e-5, 2e-4, 1e-3], [0])])
@@ -135,9 +142,9 @@ def test_a_rate_outside_the_grid_is_named():
 
 
 def test_the_grid_is_in_order():
-    sweep = simulate.sweep_of([2e-4, 1e-5], [9, 3, 14, 0, 5])
+    sweep = simulate.sweep_of([2e-4, 1e-5], [9, 3, 14, 0, 5, 0.5])
     found = study(records(), [sweep, simulate.sweep_of([1e-5], [], "sw2", seed={"value": None})])
-    assert grid(found) == [(1e-5, None), *((rate, seed) for rate in (1e-5, 2e-4) for seed in (0, 3, 5, 9, 14))]
+    assert grid(found) == [(1e-5, None), *((rate, seed) for rate in (1e-5, 2e-4) for seed in (0, 0.5, 3, 5, 9, 14))]
 
 
 def test_runs_without_a_sweep_file_have_no_grid_to_miss():
