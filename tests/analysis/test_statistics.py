@@ -51,6 +51,39 @@ def test_one_cluster_tells_no_error():
     assert math.isnan(statistics.clustered(np.ones(5), np.ones(5), np.zeros(5, int))[0])
 
 
+def test_a_spread_is_of_what_is_there():
+    assert statistics.spread([None, 1.0, 3.0, math.nan, math.inf, 1e100]) == statistics.Spread(2.0, math.sqrt(2), 2)
+    assert statistics.spread([1.0]) == statistics.Spread(1.0, None, 1)
+    assert statistics.spread([None]) == statistics.Spread(None, None, 0)
+
+
+def test_an_interval_adds_up_its_errors_by_welch():
+    about = {"seeds": 3, "examples": 9, "clusters": 4}
+    assert statistics.with_interval(1.0, [], **about).interval is None
+    assert statistics.with_interval(1.0, [(math.nan, 2.0)], **about).interval is None
+    assert statistics.with_interval(1.0, [(0.0, 2.0)], **about).interval == (1.0, 1.0)
+    found = statistics.with_interval(1.0, [(0.03, 2.0), (0.01, 8.0)], **about)
+    half = 2.959 * 0.2  # t of 97.5 % at 0.04²/(0.03²/2 + 0.01²/8) = 3.459 degrees of freedom
+    assert found.interval == pytest.approx((1 - half, 1 + half), rel=2e-3) and found.covers == "3 seeds and 4 modules"
+    assert statistics.over_seeds(np.array([1.0, 2.0, 3.0])) == [(pytest.approx(1 / 3), 2.0)]
+    assert statistics.over_seeds(np.array([1.0])) == []
+
+
+def test_what_an_estimate_covers():
+    def covers(*about):
+        return statistics.Estimate(1.0, None, *about).covers
+
+    assert [covers(1, 0, 0), covers(2, 0, 0), covers(1, 9, 9)] == ["nothing", "2 seeds", "9 examples"]
+    assert [covers(1, 9, 8), covers(2, 9, 0)] == ["8 modules", "2 seeds and 9 examples"]
+    tokens, rows = np.array([1.0, 2.0, 3.0]), [np.array([1.0, 2.0, 4.0])]
+    assert len(statistics.over_examples(rows, tokens, None)) == 1
+    for unknown in ([rows, None], [[], tokens], [[None], tokens], [[rows[0][:2]], tokens]):
+        assert statistics.over_examples(*unknown, None) == []
+    assert statistics.over_examples(rows, tokens, np.zeros(3, int)) == []  # one module tells no error
+    assert statistics.covered(2, [1], tokens, np.array([0, 0, 1])) == {"seeds": 2, "examples": 3, "clusters": 2}
+    assert statistics.covered(2, [], tokens, np.array([0, 0, 1])) == {"seeds": 2, "examples": 0, "clusters": 0}
+
+
 def test_no_runs_have_no_level():
     assert statistics.level({}, None, None) is None and statistics.difference({}, ends([1.0]), None, None) is None
 

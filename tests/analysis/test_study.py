@@ -13,7 +13,7 @@ from analysis.checks import checks, grid, members
 from analysis.controls import at_the_size
 from analysis.results import results
 from analysis.runs import Series, read_run
-from analysis.study import build, led_early
+from analysis.study import build, fell, led_early
 from tests.analysis import simulate
 
 
@@ -508,6 +508,42 @@ def test_the_members_that_a_fault_took_are_counted():
     assert members("5e-3", 1, 1) == "the only 5e-3 run" and members("5e-3", 2, 2) == "both 5e-3 runs"
     assert members("5e-3", 3, 3) == "all three 5e-3 runs"
     assert members("5e-3", 2, 3) == "two of three 5e-3 runs"
+
+
+def test_device_seconds_of_gangs_that_were_split_and_of_runs_that_tell_none():
+    def seconds(*runs):
+        found = records({2e-4: "good"}, len(runs))
+        for i, (record, (gang, size, summary)) in enumerate(zip(found, runs, strict=True)):
+            record["config"] |= {"gang": gang, "gang_size": size}
+            record["summary"] = {"first_batch_hash": i, **summary}
+        return study(found).device_seconds
+
+    trained = {"train_seconds": 50.0, "train_runtime": 60.0}
+    assert seconds(("a", 2, trained), ("a", 2, trained | {"train_seconds": 40.0})) == 50
+    assert seconds(*[("a", 2, trained)] * 3) == 100  # two gangs of one name, one after the other
+    assert seconds((None, None, trained), (None, 1, {"train_runtime": 60.0})) == 110
+    assert seconds((None, None, trained), (None, None, {"train_seconds": 0.0})) == 50
+    assert seconds((None, None, {"train_seconds": 1e10})) is None is seconds((None, None, {}))
+    assert seconds((None, 2, trained), (None, 2, trained)) == 50  # older records name no gang: the sweep is one
+
+
+def test_where_the_optimum_is_looked_for():
+    def found(*rates, lost=()):
+        built = study(records(dict.fromkeys(rates, "suboptimal") | {2e-4: "good"} | dict.fromkeys(lost, "stopped")))
+        told = built.optimum
+        return told["reason"], told["left"], told["right"], told["wall"]
+
+    assert found(1e-4, 4e-4) == (None, 1e-4, 4e-4, None)
+    assert found(1e-4) == ("edge", 1e-4, None, None) and found(4e-4) == ("edge", None, 4e-4, None)
+    assert found(1e-4, lost=(4e-4,)) == (None, 1e-4, 4e-4, 4e-4)
+    assert found(5e-5, 4e-4) == ("coarse", 5e-5, 4e-4, None) and found(1e-4, 8e-4) == ("coarse", 1e-4, 8e-4, None)
+    assert found(6e-5, 6.9e-4)[0] is None
+
+
+def test_what_a_curve_still_fell_over_the_last_quarter():
+    steps = np.array([0, 74, 75, 76, 100])
+    assert fell(Series(steps, np.array([4, 3.5, 3.25, 3.1, 3.0]))) == 0.25
+    assert fell(Series(steps[3:], np.array([3.1, 3.0]))) == 0.0 == fell(Series(steps[:0], np.zeros(0)))
 
 
 def test_device_seconds_count_a_gang_once():
