@@ -142,10 +142,14 @@ def _sweeps_package(feature: str):
 def _leaves(parameters: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
     for name, spec in parameters.items():
         if not isinstance(spec, dict):
-            raise ValueError(f"parameter {'.'.join((*path, str(name)))} must be a mapping such as {{values: [...]}}")
+            raise ValueError(
+                f"parameter {'.'.join(map(str, (*path, name)))} must be a mapping such as {{values: [...]}}"
+            )
         if "parameters" in spec:
             if not isinstance(spec["parameters"], dict) or not spec["parameters"]:
-                raise ValueError(f"parameter {'.'.join((*path, str(name)))}: parameters must be a mapping, not empty")
+                raise ValueError(
+                    f"parameter {'.'.join(map(str, (*path, name)))}: parameters must be a mapping, not empty"
+                )
             yield from _leaves(spec["parameters"], (*path, name))
         else:
             yield (*path, name), spec
@@ -176,7 +180,7 @@ def _key(value) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{_key(v)}" for k, v in sorted(value.items())) + "}"
+        return "{" + ",".join(f"{k}:{_key(v)}" for k, v in sorted(value.items(), key=repr)) + "}"
     return repr(value)
 
 
@@ -185,7 +189,7 @@ def _grid_axes(parameters: dict) -> list[tuple[tuple[str, ...], Sequence]]:
     for path, spec in _leaves(parameters):
         kind = _distribution(path, spec)
         if kind not in GRID:
-            raise ValueError(f"grid cannot list {'.'.join(path)} ({kind}); it takes {', '.join(GRID)}")
+            raise ValueError(f"grid cannot list {'.'.join(map(str, path))} ({kind}); it takes {', '.join(GRID)}")
         axes.append((path, GRID[kind](spec)))
     return axes
 
@@ -206,6 +210,7 @@ def _arange(low: float, high: float, step: float) -> list[float]:
 
 
 def _distribution(path: tuple[str, ...], spec: dict) -> str:
+    where = f"parameter {'.'.join(map(str, path))}"
     if "distribution" in spec:
         kind = spec["distribution"]
     elif "value" in spec:
@@ -215,8 +220,7 @@ def _distribution(path: tuple[str, ...], spec: dict) -> str:
     elif "min" in spec and "max" in spec:
         kind = "int_uniform" if isinstance(spec["min"], int) and isinstance(spec["max"], int) else "uniform"
     else:
-        raise ValueError(f"parameter {'.'.join(path)} needs value, values, min and max, or a distribution")
-    where = f"parameter {'.'.join(map(str, path))}"
+        raise ValueError(f"{where} needs value, values, min and max, or a distribution")
     if not isinstance(kind, str) or kind not in DRAW:
         raise ValueError(f"{where} has an unknown distribution {kind!r}")
     missing = [key for key in REQUIRED.get(kind, ()) if key not in spec]
@@ -280,7 +284,7 @@ def _log_uniform_values(spec):
 
 
 def _normal(spec):
-    return NormalDist(spec.get("mu", 0), spec.get("sigma", 1) or 1e-300).inv_cdf(random.uniform(1e-16, 1 - 1e-16))
+    return NormalDist(spec.get("mu", 0), spec.get("sigma", 1)).inv_cdf(random.uniform(1e-16, 1 - 1e-16))
 
 
 def _log_normal(spec):

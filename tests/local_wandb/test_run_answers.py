@@ -326,6 +326,17 @@ def test_a_run_is_stopped_rewound_told_of_and_deleted(info, call, ask, caplog):
     assert info.context.store.find("runs") == [] == info.context.store.find("history")
 
 
+def test_a_runs_artifacts_go_with_it_where_that_is_asked_for(info, call):
+    call()
+    store = info.context.store
+    times = {"createdAt": 0.0, "updatedAt": 0.0}
+    store.insert("collections", project=1, name="c", type="t", **times)
+    for run in (1, 1, None):
+        store.insert("artifacts", collection=1, run=run, state="COMMITTED", digest="d", wanted="[]", **times)
+    runs.delete_run(None, info, {"id": node_id("Run", 1), "deleteArtifacts": True})
+    assert [row["id"] for row in store.find("artifacts") if row["state"] != "DELETED"] == [3]
+
+
 def test_a_run_of_which_nothing_was_logged_answers_too(call, ask):
     call()
     assert ask("historyKeys historyTail eventsTail wandbConfig tags history fileCount logLineCount") == {

@@ -205,6 +205,29 @@ def test_a_wrong_configuration_is_refused_by_name(config, message):
         search.check(config)
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, IndexError, TypeError, ValueError])
+def test_a_point_that_cannot_be_drawn_is_refused_at_once(monkeypatch, error):
+    def fail(*_):
+        raise error("why")
+
+    monkeypatch.setitem(search.NEXT, "random", fail)
+    with pytest.raises(ValueError, match="Invalid sweep config: no point can be drawn from it: why"):
+        search.check(rand(value=1))
+
+
+def test_names_and_keys_may_be_numbers():
+    search.check({"method": "grid", "parameters": {1: {"values": [{1: 2, "a": 3}, {"a": 3, 1: 2.0}]}}})
+    for spec, words in (({}, "parameter 1 needs value"), ({"min": 0, "max": 1.5}, r"grid cannot list 1 \(uniform\)")):
+        with pytest.raises(ValueError, match=words):
+            search.check({"method": "grid", "parameters": {1: spec}})
+    for inner, words in (
+        ({2: 3}, "1.2 must be a mapping"),
+        ({2: {"parameters": 3}}, "1.2: parameters must be a mapping"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            search.check({"method": "grid", "parameters": {1: {"parameters": inner}}})
+
+
 def test_what_a_scheduler_draws_is_not_drawn_here():
     config = {"method": "custom", "scheduler": {"engine": "optuna"}, "parameters": {"x": {"value": 1}}}
     search.check(config)
