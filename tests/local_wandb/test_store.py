@@ -165,6 +165,17 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:20_000])
 
 
+def saying(place: int, content: bytes):
+    """A whole file whose first page says otherwise."""
+
+    def damage(path):
+        Store(path.parent).checkpoint()
+        whole = path.read_bytes()
+        path.write_bytes(whole[:place] + content + whole[place + len(content) :])
+
+    return damage
+
+
 DAMAGED = {
     "a directory": (directory, "unable to open"),
     "nothing, but files": (empty_with_files, "is missing or empty"),
@@ -172,6 +183,8 @@ DAMAGED = {
     "another program's": (foreign, "is not a database of local_wandb"),
     "a newer version's": (newer, "written by a newer version (99;"),
     "half": (truncated, "is truncated: 20,000 of"),
+    "of more pages": (saying(28, b"\1\0\0\1"), "of 68,719,480,832 bytes"),
+    "of larger pages": (saying(16, b"\0\1"), "is truncated"),
 }
 
 
