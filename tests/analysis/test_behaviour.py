@@ -226,6 +226,13 @@ def test_rolling_median_is_the_median_of_the_window_that_exists(values, width):
     assert curves.rolling_median(values, width) == pytest.approx(expected)
 
 
+def test_rolling_median_of_any_length_beside_its_width():
+    values = np.random.default_rng(0).normal(size=45)
+    for n, half in ((n, half) for n in range(46) for half in (1, 4, 10)):
+        expected = [np.median(values[:n][max(0, t - half) : t + half + 1]) for t in range(n)]
+        assert curves.rolling_median(values[:n], 2 * half + 1) == pytest.approx(expected)
+
+
 @given(losses, st.floats(0.1, 10))
 def test_z_does_not_depend_on_the_scale(values, factor):
     z, _ = curves.robust_z(values, 20, 10)
