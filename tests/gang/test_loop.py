@@ -40,6 +40,7 @@ class Recorder(Member):
     def __init__(self, name: str, diverged_at: int | None = None, error: Exception | None = None):
         super().__init__(name, {}, [])
         self.watch, self.error, self.logged = SimpleNamespace(diverged_at_step=diverged_at), error, []
+        self.trainer = SimpleNamespace(state=SimpleNamespace(global_step=diverged_at))
 
     def log_step(self, plan, index, losses, seconds):
         self.logged.append((plan.number, index, losses.tolist(), seconds))
