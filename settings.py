@@ -148,8 +148,6 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
     for key, (value, reason) in REQUIRED.items():
         if settings.get(key, value) != value:
             raise InputError(f"{key}: {settings[key]} is not possible here, use {str(value).lower()}: {reason}")
-    if training.loss_type not in ("nll", "dft"):
-        raise InputError(f"loss_type: {training.loss_type}: TRL has nll and dft")
     warmup = training.get_warmup_steps(training.max_steps)
     if training.lr_scheduler_type != "constant" and 0 < training.max_steps <= warmup:
         hint = "give more steps, or warmup_steps: 0"

@@ -38,9 +38,8 @@ def very_low_is_slow(rates: list[Rate], planned: int, width: float) -> dict | No
         return None
     low, name = rate_label(VERY_LOW), rate_label(STANDARD)
     steps, others = row.steps[0.8], standard.steps[0.8]
-    claim = (
-        f"{low} is slow: below {GAIN:g} of the best gain, and over {SLOWER:g} × {name}'s steps to 80 %, or never there"
-    )
+    goal = f"more than {SLOWER:g} × the steps of {name} to 80 %, or never there"
+    claim = f"{low} is slow: below {GAIN:g} of the best gain, and {goal}"
     slower = math.isinf(steps) or steps > SLOWER * others
     lower, upper = row.gain_interval or (row.gain, row.gain)
     if upper < GAIN and slower:

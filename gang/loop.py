@@ -123,7 +123,7 @@ class Shared:
         print(train.what_was_read(first.data, splits, trainer, shared), flush=True)
         self.splits = trainer.train_dataset, trainer.eval_dataset
         self.questions = trainer.questions()
-        self.tokens = numpy.array([sum(x != -100 for x in labels[1:]) for labels in trainer.eval_dataset["labels"]])
+        self.tokens = numpy.array(list(map(scored_tokens, trainer.eval_dataset["labels"])))
 
     def equip(self, member: Member) -> None:
         member.data, member.base.model_revision = self.data, self.revision
@@ -147,6 +147,11 @@ class Result:
 
     def seconds_since(self, other: "Result") -> float:
         return other.event.elapsed_time(self.event) / 1000 if self.event else self.time - other.time
+
+
+def scored_tokens(labels: list[int]) -> int:
+    """How many tokens of a row count; not its first, which nothing predicts."""
+    return sum(label != -100 for label in labels[1:])
 
 
 class Gang:

@@ -395,7 +395,7 @@ def write(path: Path, text: str) -> str:
         ([*STARTER, "--lora_rank", "8"], "unknown key 'lora_rank'"),
         ([*STARTER, "--help"], "unknown key 'help'"),
         ([*STARTER, "--use_peft", "false"], "use_peft: False is not possible here, use true"),
-        ([*STARTER, "{recipe with loss_type: mse}"], "loss_type: mse: TRL has nll and dft"),
+        ([*STARTER, "{recipe with loss_type: mse}"], "loss_type: mse: choose from nll, dft"),
         ([*STARTER, "--learning_rat=1"], "did you mean 'learning_rate'"),
         (["{recipe with lora_rank: 8}"], "unknown key 'lora_rank'; did you mean"),
         (["{recipe with env: {WANDB_API_KEY: x}}"], "remove the block env"),

@@ -52,7 +52,7 @@ REASONS = {  # each kind's step and words, beside a slow run of the same batches
         198,
         "smoothed train loss on equal batches rose to 1.33 × its minimum before, at step 198 (limit 1.20)",
     ),
-    "nan": (95, "train loss not finite at step 95 (1 steps), recovered"),
+    "nan": (95, "train loss not finite at step 95 (1 step), recovered"),
     "rising": (130, "train loss ended at 1.82 × its smoothed minimum (limit 1.5), above that from step 160"),
     "exploding": (
         110,
@@ -160,9 +160,14 @@ def test_a_bump_is_measured_against_the_lowest_before_it():
 def test_where_an_end_cannot_be_valued_the_reason_says_what_is_missing():
     cut, whole = simulate.run("cut"), simulate.run("good")
     assert behaviour.no_end(Evidence(cut, None, 4.2, 2.7)).reason == "no final eval loss to judge its end by"
-    for base, best in ((None, 2.7), (4.2, None), (2.7, 2.7), (2.6, 2.7)):
+    for base, best, missing in (
+        (None, 2.7, "no eval loss at step 0"),
+        (4.2, None, "no rate whose runs all ended"),
+        (2.7, 2.7, "no rate that improved on the untrained model"),
+        (2.6, 2.7, "no rate that improved on the untrained model"),
+    ):
         verdict = behaviour.no_end(Evidence(whole, None, base, best))
-        assert verdict.reason == "no eval loss at step 0, or no rate improved on it to judge its end by"
+        assert verdict.reason == f"{missing} to judge its end by"
     assert behaviour.no_end(Evidence(whole, None, 4.2, 2.7)) is None
     assert behaviour.captured_gain(3.0, 4.0, 2.0) == 0.5 and behaviour.captured_gain(np.inf, 4.0, 2.0) is None
 

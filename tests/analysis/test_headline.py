@@ -76,6 +76,7 @@ def priced(rate: float, n: int = 2, verdict: str = "in", excess: float = 0.01, *
     return {
         "learning_rate": rate,
         "n": n,
+        "final_eval": {"n": n},
         "basin": basin,
         "behaviours": behaviours,
         "difference": {"end": {"mean": 1.0}},
@@ -113,7 +114,7 @@ def test_which_rates_do_as_well_and_how_unsteady_they_were():
 
 
 def test_what_is_left_open_names_the_rates_and_their_seeds():
-    r = {"best_rate": 2e-4, "advice": {"rate": 2e-4, "tied": []}, "basin": {"width": 0.03}, "seeds": 2}
+    r = {"best_rate": 2e-4, "advice": {"rate": 2e-4, "tied": []}, "basin": {"width": 0.03, "seed_sd": None}, "seeds": 2}
 
     def said(*rows, seeds=2):
         return headline.left_open(r | {"rates": [priced(2e-4), *rows], "seeds": seeds})

@@ -34,6 +34,10 @@ def test_a_member_alone_is_told_what_would_fit(members, step, mode, said, monkey
     assert str(subject.too_large(None, torch.OutOfMemoryError(ERROR))).endswith("1 GiB free")
 
 
+def test_a_rows_first_token_is_not_scored():
+    assert [loop.scored_tokens(labels) for labels in ([5], [5, 6], [5, -100, 6], [-100, 5, 6])] == [0, 1, 1, 2]
+
+
 class Recorder(Member):
     """A member that keeps what it is to log."""
 
