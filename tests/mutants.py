@@ -32,8 +32,9 @@ Those of both days that no test sees, and why:
 - train.py: the assertion on the peak rate, which `analysis/checks.py` repeats; the last axis of two by its
   number; `use_cache`, which is a matter of memory
 - settings.py: `max_steps` of 0, which is refused before
-- gang/: 1,023 positions at a time for 1,024; `is` for `==` of two small numbers; the first member's layers by the last one's, which have the same sizes; when a line is flushed; `>=` for `==`
-  of "cpu" and "cuda"; how often a GPU's step is measured
+- gang/: 1,023 positions at a time for 1,024; `is` for `==` of two small numbers; the first member's layers by the last
+  one's, which have the same sizes; when a line is flushed; `>=` for `==` of "cpu" and "cuda"; how often a GPU's step is
+  measured
 - settings.py, memory.py: `including_emulation`, and emptying a GPU's cache, where there is no GPU
 - local_wandb/nodes.py: PAGE, how many rows a page has for a client that asks for no number
 - local_wandb/store.py: one byte more before the size of a page, which is SQLite's 0
@@ -74,7 +75,7 @@ LOADED = "ignore::pytest.PytestAssertRewriteWarning"  # that libraries have been
 FAST = ["-m", "not slow"]
 REPORT = ["tests/test_results.py", "tests/analysis/test_study.py", "tests/analysis/test_report.py", *FAST]
 FAR = "not exit and not no_run_is_opened and not sigterm and not from_the_cache"  # processes of their own
-TRAIN = ["tests/test_train.py", "tests/test_adapter.py", "tests/gang/test_early.py", "-k", FAR]
+TRAIN = ["tests/test_train.py", "tests/test_adapter.py", "tests/test_inputs.py", "tests/gang/test_early.py", "-k", FAR]
 MODELS = ["a_mixture_of_experts", "a_checkpoint_quantised_otherwise", "dropout_that_stays", "what_the_base_would_drop"]
 BASE = ["tests/gang/test_architectures.py", "tests/test_hub.py", *TRAIN[:-1]]
 BASE += [f"{FAR} and (not architectures or encoder or {' or '.join(MODELS)})"]

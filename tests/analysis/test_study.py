@@ -29,6 +29,11 @@ def study(found, sweeps=None):
     return build(sweeps or [simulate.sweep_of(rates, seeds)], [read_run(copy.deepcopy(record)) for record in found])
 
 
+def test_two_rates_are_enough_to_compare():
+    rows = [row for rates in ({2e-4: "good"}, {2e-4: "good", 1e-3: "good"}) for row in study(records(rates)).rows]
+    assert [row.excess_interval is None for row in rows] == [True, False, False]
+
+
 def failed(found, sweeps=None):
     return {check["check"]: check["detail"] for check in checks(study(found, sweeps)) if check["passed"] is False}
 
