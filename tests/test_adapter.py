@@ -108,7 +108,7 @@ def test_a_diverged_run_says_so_in_valid_json(losses, told, tmp_path, monkeypatc
     data, training, base = parse(flags)
     trainer = train.Trainer(base, training, *[load_split(data, "test[:4]")] * 2)
     trainer.state.log_history = [{"step": step, "eval_loss": loss} for step, loss in enumerate(losses)]
-    config = vars(data) | vars(base) | {"data_fingerprint": "0", "versions": {}}
+    config = vars(data) | vars(base) | {"data_fingerprint": "0", "versions": {}, "dataset_revision": "main"}
     run = SimpleNamespace(config=config, summary={}, id="abc", sweep_id=None, url=None)
     facts = adapter.save(trainer, run, 1)
     json.dumps(facts, allow_nan=False)
