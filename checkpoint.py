@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +43,15 @@ class Interruption:
         self.code = 128 + number
 
     @contextmanager
-    def waits(self) -> Iterator[None]:
-        """Within, whoever trains asks for `code` after each step."""
+    def waits(self, over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Within, whoever trains asks for `code` after each step; once that is `over` what is left takes moments."""
         self.training = True
         try:
             yield
         finally:
             self.training = False
             code, self.code = self.code, None
-        if code is not None:
+        if code is not None and not over():
             sys.exit(code)
 
 
@@ -216,7 +216,7 @@ class Keeper(TrainerCallback):
         if self.watch.diverged_at_step is None:
             self.complete(state.global_step)
             self.pace.save(self.begun)
-            if interruption.code is not None:
+            if interruption.code is not None and state.global_step < state.max_steps:
                 sys.exit(interruption.code)
 
     def complete(self, step: int) -> None:

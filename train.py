@@ -487,7 +487,7 @@ def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict
         described |= describe(trainer, data, base)
         watch, keeper = watch_run(trainer, run, described, settings, resumed)
         try:
-            with interruption.waits():
+            with interruption.waits(lambda: trainer.state.global_step == trainer.state.max_steps):
                 trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
         except torch.OutOfMemoryError as error:
             run.summary["out_of_memory"] = message = f"{release(error)}; {fitting(trainer)}"

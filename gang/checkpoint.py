@@ -20,7 +20,9 @@ class Checkpoints:
     def after(self, number: int) -> None:
         """What is due after this step, with its evaluation; SystemExit if the process is asked to end."""
         gang, asked = self.gang, interruption.code is not None
-        if number < gang.last_step and (asked or (self.pace.due and not self.writing)):
+        if number == gang.last_step:
+            return  # the rest takes moments
+        if asked or (self.pace.due and not self.writing):
             gang.flush()
             stack = gang.step.stack
             matrices = [matrix.to("cpu", copy=True) for matrix in (stack.values, stack.first, stack.second)]
