@@ -1,6 +1,7 @@
 """What the store remembers of a run: rows by step, lines by number, files by their blobs."""
 
 import contextlib
+import gc
 import json
 import re
 import shutil
@@ -193,6 +194,7 @@ DAMAGED = {
 def test_a_database_that_is_none_is_refused_and_left_alone(tmp_path, damage, message):
     path = tmp_path / "local_wandb.sqlite"
     damage(path)
+    gc.collect()  # closes what has written it; later, that would move the log into the file
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".sqlite", "")}
     with pytest.raises(ValueError, match=re.escape(message)):
         Store(tmp_path)
