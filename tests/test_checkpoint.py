@@ -296,4 +296,4 @@ def test_what_is_killed_goes_on_from_its_checkpoint(number, agent, api, checkout
     assert run.state == "finished" and logged.pop() == (24, False)  # the last row has the epoch alone
     assert sorted(logged) == sorted([(step, True) for step in range(1, 25)] + evaluations)
     assert run.summary["train/global_step"] == 24 and run.summary["train_seconds"] > 0
-    assert 0.1 < run.summary["peak_memory_gib"] < 64
+    assert 0.01 < run.summary["peak_memory_gib"] < 64

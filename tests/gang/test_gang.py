@@ -275,9 +275,10 @@ def test_what_a_graph_has_captured_stays_where_it_is(tmp_path):
     once, twice = (trainer.data_collator([word] * count) for count in (1, 2))
     means = step.train(together([once, twice], [1.0, 2.0], 0), torch.zeros(2), True)[:, :3]
     torch.testing.assert_close(means[0], means[1])
-    assert step.untrained and graded == [True] * 4  # only an update at a rate changes them
+    assert step.untrained and set(graded) == {True}  # only an update at a rate changes them
+    graded.clear()
     step.score(rows_to_score(data, trainer.data_collator, 1024, step.device))
-    assert graded[4:] == [False]
+    assert set(graded) == {False}
     for _ in range(2):
         step.score(rows_to_score(data, trainer.data_collator, 1024, step.device))
         step.generate({"input_ids": torch.ones(1, 3, dtype=torch.long, device=step.device)}, model.generation_config)
