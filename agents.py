@@ -40,7 +40,7 @@ def devices() -> list[str]:
 
 
 class Early:
-    """A gang that is started before its sweep exists (gang/early.py): its imports take the time in which that is made.
+    """A gang that is started before its sweep exists (gang/early.py), which does what comes before a first gradient.
 
     As a context it ends, unless it has become an agent. It holds the server's `line`.
     """
@@ -48,7 +48,8 @@ class Early:
     def __init__(self, sweep: dict, calls: list[list[str]], gang: bool, gpus: list[str], line: int):
         self.process = subprocess.Popen(
             [*TIED, *GANG, "-"],
-            env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}),
+            # Only what takes longer than two seconds gets a bar.
+            env=os.environ | {"TQDM_DELAY": "2"} | ({"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -71,8 +72,10 @@ class Early:
                 self.process.stdin.close()
 
     def fault(self) -> str | None:
-        """What the runs or the gang would refuse before their first step, once its imports are done."""
+        """What the runs or the gang would refuse before their first step; where no gang is to follow, it ends then."""
         if answer := self.process.stdout.readline():
+            if self.process.stdin.closed:
+                self.process.wait()  # the first run needs its memory
             return json.loads(answer)
         raise InputError(f"the check of what the runs read has ended with exit code {self.process.wait()}")
 

@@ -189,11 +189,11 @@ def follow(base: BaseConfig, training: TrainConfig, flags: list[str]) -> None:
 
 def swept_values(training: TrainConfig, point: dict | None = None) -> dict:
     """What the sweep varies, as W&B's agent wrote it down; for a run alone its learning rate."""
-    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
-    if not path and point is None:
-        return {"learning_rate": training.learning_rate}
-    written = point or yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
-    values = {key: entry["value"] for key, entry in written.items() if not key.startswith("wandb_")}
+    if point is None:
+        if not (path := os.environ.get("WANDB_SWEEP_PARAM_PATH")):
+            return {"learning_rate": training.learning_rate}
+        point = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    values = {key: entry["value"] for key, entry in point.items() if not key.startswith("wandb_")}
     for key, value in values.items():
         if isinstance(value, str) and isinstance(getattr(training, key, None), float):
             raise InputError(f"sweep.yaml: {key}: {value} is a string to YAML; write {float(value):.1e}")

@@ -20,7 +20,8 @@ def size(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str], shared=None) -> int:
+    """`shared` is what the process has loaded before it had a sweep (gang/early.py)."""
     parser = argparse.ArgumentParser(
         prog="python -m gang", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,7 +45,7 @@ def main(words: list[str]) -> int:
     gc.enable()
     interruption.install()
     try:
-        Agents(Sweep(options.sweep), options.size).work()
+        Agents(Sweep(options.sweep), options.size, shared).work()
     except InputError as error:
         print(f"gang: {error}", file=sys.stderr)
         return 2
@@ -55,9 +56,8 @@ def main(words: list[str]) -> int:
 
 if __name__ == "__main__":
     gc.disable()  # half a million objects are to come, and no garbage; to look for it takes seconds
-    words = sys.argv[1:]
-    if words == ["-"]:
+    if sys.argv[1:] == ["-"]:
         from gang import early  # here, since torch and TRL take seconds
 
-        words = early.words()
-    sys.exit(main(words))
+        sys.exit(main(*early.words()))
+    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from wandb.sdk.sweeps import SweepNotFoundError
 
 from gang.fit import unfit
-from gang.loop import Loop
+from gang.loop import Loop, Shared
 from gang.member import Member
 from gang.size import choose
 from inputs import InputError, first_line
@@ -100,15 +100,22 @@ def arguments(sweep: dict, point: dict) -> list[str]:
     raise InputError(f"the sweep's command does not run train.py; {ALONE}")
 
 
-def check(sweep: dict) -> None:
-    """Raise InputError if no gang can train the recipe of a sweep, given as its configuration."""
-    first = {
+def first(sweep: dict) -> Member:
+    """The first point of a sweep, given as its configuration, which has no run; InputError if no gang can train it."""
+    point = {
         key: {"value": (spec.get("values") or [spec["value"]])[0]}
         for key, spec in sweep["parameters"].items()
         if "values" in spec or "value" in spec  # a distribution's end, such as 0, need not be a point of the sweep
     }
-    if reason := unfit(parse(arguments(sweep, first))):
+    member = Member("first", point, arguments(sweep, point))
+    if reason := unfit(parse(member.flags)):
         raise InputError(f"{reason}; {ALONE}")
+    return member
+
+
+def alike(point: dict) -> dict:
+    """What the points of one gang have in common."""
+    return {key: entry for key, entry in point.items() if key not in DIFFER}
 
 
 def difference(first: dict, other: dict) -> str | None:
@@ -123,20 +130,22 @@ def difference(first: dict, other: dict) -> str | None:
 class Agents:
     """The agents of one process, and the gangs that they make up."""
 
-    def __init__(self, sweep: Sweep, size: int | None):
-        check(sweep.config)  # before anything is claimed
+    def __init__(self, sweep: Sweep, size: int | None, shared: Shared | None = None):
+        if shared is None:
+            first(sweep.config)  # refused before anything is claimed
         self.sweep, self.size = sweep, size
         self.agents = sweep.agents(size or 1)
-        self.loop = Loop(sweep.id)
-        self.fixed: dict | None = None
+        self.loop = Loop(sweep.id, shared)
 
     def work(self) -> None:
         """Gangs until the sweep has no more configurations."""
-        while not all(agent.retired for agent in self.agents):
+        while True:
             for agent in self.agents:
                 self.sweep.claim(agent)
             if any(agent.run_id for agent in self.agents):
                 self.train()
+            elif all(agent.retired for agent in self.agents):
+                return
             else:
                 time.sleep(HEARTBEAT_SECONDS)
 
@@ -145,9 +154,9 @@ class Agents:
         seats: dict[str, tuple[Agent, Member]] = {}
         done = threading.Event()
         members = self.seat(self.agents, seats)
-        fixed = {key: entry for key, entry in members[0].point.items() if key not in DIFFER}
-        if fixed != self.fixed:  # it may say which base; else the next gang goes on with the one that is loaded
-            self.loop.shared, self.fixed = None, fixed
+        # What they have in common may say which base; else the next gang goes on with the one that is loaded.
+        if self.loop.shared and alike(self.loop.shared.point) != alike(members[0].point):
+            self.loop.shared = None
         heart = threading.Thread(target=self.keep_alive, args=(done,))
         heart.start()
         try:

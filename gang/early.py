@@ -1,22 +1,27 @@
 """`python -m gang -`, as experiment.py starts it while its sweep does not exist yet.
 
 Standard input gives a line of JSON with what the runs will be asked for; the answer, a line too, is what is wrong with
-that, or null. A second line gives the words and the environment with which the process, whose slow imports are done by
-then, goes on as a gang.
+that, or null. A second line gives the words and the environment with which the process, whose slow imports are done and
+whose base is loaded by then, goes on as a gang.
 """
 
 import json
 import logging
+import math
 import os
+import shlex
 import sys
-from pathlib import Path
+import tempfile
 
-import datasets
+import torch
 
 import train
-from data import BUILT_IN
+from checkpoint import find
 from gang import agent
-from inputs import InputError
+from gang.loop import Shared
+from gang.member import Member
+from inputs import InputError, first_line
+from memory import release
 from model import ADAPTED
 from settings import Parser, parse, swept_values
 
@@ -28,11 +33,16 @@ OF_ROWS = (
 OF_MODEL = ("model_name_or_path", "model_revision", "attn_implementation", *ADAPTED)
 
 
-def words() -> list[str]:
-    """Answer the first line, and return the words of the second; exit if there is none."""
+def words() -> tuple[list[str], Shared | None]:
+    """Answer the first line; return the words of the second, and what has been loaded. Exit if there is none."""
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)  # what libraries print is no answer
-        print(json.dumps(fault(**json.loads(sys.stdin.readline()))), file=answer)
+        shared, fault = None, None
+        try:
+            shared = check(**json.loads(sys.stdin.readline()))
+        except InputError as error:
+            fault = str(error)
+        print(json.dumps(fault), file=answer)
     if not (line := sys.stdin.readline()):
         sys.exit(0)
     order = json.loads(line)
@@ -40,31 +50,65 @@ def words() -> list[str]:
     with open(order["log"], "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    return order["words"]
+    return order["words"], shared
 
 
-def fault(sweep: dict, calls: list[list[str]], gang: bool) -> str | None:
-    """What a run, or a gang, would refuse before its first step; `calls` are train.py's arguments in the sweep."""
+def check(sweep: dict, calls: list[list[str]], gang: bool) -> Shared | None:
+    """Raise InputError for what a run, or a gang, would refuse; return what a gang can go on with.
+
+    `calls` are train.py's arguments in the sweep. All are read, and the first one does what a run does before its
+    first gradient.
+    """
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what is wrong is said once
     known: list[list] = []
+    if calls:
+        Parser().know(map(str, sweep["parameters"]))  # calls lack those that have a distribution
+    for arguments in calls:
+        data, training, base = parse(arguments)
+        read = [vars(data), *(vars(training)[key] for key in OF_ROWS), *(vars(base)[key] for key in OF_MODEL)]
+        if read not in known:
+            train.read_data(data, training, base)
+            known.append(read)
+        if "wandb" not in training.report_to:
+            raise InputError("report_to: the report is made of what W&B gets; leave report_to out")
+    for name, spec in sweep["parameters"].items():
+        for value in spec.get("values", [spec.get("value")]) if calls else ():
+            swept_values(training, {name: {"value": value}})
+    first = agent.first(sweep) if gang else None
+    if not calls:
+        return None
     try:
-        if calls:
-            Parser().know(map(str, sweep["parameters"]))  # calls lack those that have a distribution
-        for arguments in calls:
+        return rehearse(first, calls[0])
+    except InputError:
+        raise
+    except torch.OutOfMemoryError as error:
+        release(error)  # a run tells what would fit, and a gang tries it
+        return None
+    except Exception as error:  # of whatever library meets what it did not expect
+        hint = f"for all of it: python train.py {shlex.join(calls[0])}"
+        raise InputError(f"no run could begin: {type(error).__name__}: {first_line(error)}; {hint}") from error
+
+
+def rehearse(first: Member | None, arguments: list[str]) -> Shared | None:
+    """All that comes before the first gradient of the sweep's first run, but for its W&B run."""
+    shared = None
+    with tempfile.TemporaryDirectory() as folder:
+        if first:
+            first.configure(None)
+            first.folder = folder
+            shared, trainer = Shared(first), first.trainer
+        else:
             data, training, base = parse(arguments)
-            read = [vars(data), *(vars(training)[key] for key in OF_ROWS), *(vars(base)[key] for key in OF_MODEL)]
-            if read not in known:
-                if Path(data.dataset_name) == BUILT_IN or Path(data.dataset_name).exists():
-                    datasets.disable_progress_bars()  # what comes from the Hub may take long
-                train.read_data(data, training, base)
-                known.append(read)
-            if "wandb" not in training.report_to:
-                raise InputError("report_to: the report is made of what W&B gets; leave report_to out")
-        for name, spec in sweep["parameters"].items():
-            for value in spec.get("values", [spec.get("value")]) if calls else ():
-                swept_values(training, {name: {"value": value}})
-        if gang:
-            agent.check(sweep)
-    except InputError as error:
-        return str(error)
-    return None
+            find(training, {}, None, None)
+            splits = train.read_data(data, training, base)
+            training.output_dir = folder
+            trainer = train.Trainer(base, training, *splits)
+        batch = next(iter(trainer.get_train_dataloader()), None)
+        if batch is None:
+            what = f"{len(trainer.train_dataset)} rows are fewer than a batch"
+            raise InputError(f"dataloader_drop_last: {what}; leave it out, or lower per_device_train_batch_size")
+        with torch.no_grad(), trainer.accelerator.autocast():
+            loss = float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)))
+    if not math.isfinite(loss):
+        raise InputError(f"the loss of the untrained model is {loss}; see what the first row says, and dtype")
+    return shared

@@ -34,10 +34,12 @@ THREADS = 32  # that open and close runs: each waits for the server
 class Loop:
     """The gangs of one process, one after another on the same base and data; `sweep` is its id for the runs."""
 
-    def __init__(self, sweep: str | None = None):
+    def __init__(self, sweep: str | None = None, shared: "Shared | None" = None):
         self.sweep = sweep
         self.members: list[Member] = []
-        self.shared: Shared | None = None  # what the first member has read; None again: the next gang reads anew
+        self.shared = shared  # None: the first member reads it
+        if shared:
+            print(shared.read, flush=True)
 
     def train(self, members: list[Member], recruit: Callable[[Member], list[Member]] | None = None) -> None:
         """Train the members to their ends; each keeps its own error, and SystemExit or an interrupt reaches all.
@@ -92,6 +94,7 @@ class Loop:
                 member.configure(self.sweep)
                 if self.shared is None:
                     self.shared = Shared(member)
+                    print(self.shared.read, flush=True)
                 else:
                     self.shared.equip(member)
             except Exception as error:
@@ -107,6 +110,7 @@ class Shared:
     """What the first member reads and the others use: the base, the tokenised data, the questions of generations."""
 
     def __init__(self, first: Member):
+        self.point = first.point
         configuration = first.data, first.training, first.base
         if reason := unfit(configuration):
             raise InputError(f"{reason}; use wandb agent")
@@ -120,7 +124,7 @@ class Shared:
         trainer = first.trainer
         self.described = train.describe_data(trainer, *splits)
         shared = self.described["rows_in_both_splits"]
-        print(train.what_was_read(first.data, splits, trainer, shared), flush=True)
+        self.read = train.what_was_read(first.data, splits, trainer, shared)
         self.splits = trainer.train_dataset, trainer.eval_dataset
         self.questions = trainer.questions()
         self.tokens = numpy.array(list(map(scored_tokens, trainer.eval_dataset["labels"])))

@@ -22,10 +22,11 @@ class Loop:
     """A gang.loop.Loop that trains nothing: each member ends with the error that is told."""
 
     def __init__(self, **errors):
-        self.errors, self.shared, self.members, self.trained = errors, SimpleNamespace(checkpointing=False), [], []
+        self.errors, self.shared, self.members, self.trained = errors, None, [], []
 
     def train(self, members, recruit):
-        self.members, self.shared = list(members), self.shared or SimpleNamespace(checkpointing=False)
+        self.members = list(members)
+        self.shared = self.shared or SimpleNamespace(checkpointing=False, point=members[0].point)
         if recruit:
             self.members += recruit(members[0])
         for member in self.members:
@@ -42,7 +43,7 @@ def process(loop: Loop, *agents: Agent, size: int | None = None) -> Agents:
     found = object.__new__(Agents)
     found.sweep, found.size = object.__new__(Sweep), size
     found.sweep.id, found.sweep.config, found.sweep.lock = "s", {"command": ["train.py", "${args}"]}, threading.Lock()
-    found.agents, found.loop, found.fixed = list(agents), loop, None
+    found.agents, found.loop = list(agents), loop
     found.sweep.heartbeat = lambda agent: []
     found.apart = lambda first, other: None
     return found

@@ -12,6 +12,7 @@ import yaml
 
 import sweep
 from gang import early
+from inputs import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,6 +83,11 @@ def change(key: str, value) -> None:
 )  # fmt: skip
 def test_what_a_run_would_refuse_is_one_line(spoil, recipe, parameters, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    expect(message, spoil, recipe, parameters, gang=True)
+
+
+def expect(message: str | None, spoil, recipe: dict, parameters: dict, gang: bool) -> None:
+    """In the current folder, the check of such a sweep refuses it with this message, or finds nothing."""
     shutil.copytree(ROOT / "starter/model", "model")
     turns = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
     Path("rows.jsonl").write_text(json.dumps({"messages": turns}))
@@ -100,9 +106,37 @@ def test_what_a_run_would_refuse_is_one_line(spoil, recipe, parameters, message,
             for name, given in ({"seed": [0, 1]} | parameters).items()
         },
     }
-    found = early.fault(config, sweep.calls(config), True)
+    shared, found = None, None
+    try:
+        shared = early.check(config, sweep.calls(config), gang)
+    except InputError as error:
+        found = str(error)
     assert (found or "").count("\n") == 0
     assert found is None if message is None else re.search(message, found), found
+    assert (shared is None) == (message is not None or not gang)
+    assert not Path("outputs/adapters").exists() or not list(Path("outputs/adapters").iterdir())
+
+
+@pytest.mark.parametrize("gang", [True, False])
+@pytest.mark.parametrize(
+    ("spoil", "recipe", "message"),
+    [
+        (None, {}, None),
+        (None, {"dataloader_drop_last": True, "per_device_train_batch_size": 2}, "1 rows are fewer than a batch"),
+        (None, {"dataset_kwargs": {"skip_prepare_dataset": True}}, "no run could begin: .*: python train.py --config"),
+        (None, {"dataloader_persistent_workers": True}, "persistent_workers option needs num_workers > 0"),
+        (None, {"pad_to_multiple_of": 0}, "ZeroDivisionError"),
+        (None, {"model_init_kwargs": {"atn_implementation": "eager"}}, "'atn_implementation'"),
+        (None, {"bnb_4bit_quant_storage": "int3"}, "`bnb_4bit_quant_storage` must be"),
+        (None, {"fsdp": "full_shard"}, "fsdp only works in distributed"),
+        (lambda: change("intermediate_size", 64), {}, "size of tensor"),
+        (lambda: Path("rows.jsonl").write_text('{"text": "2"}'), {"assistant_only_loss": False, "max_length": 1},
+         "no training example has a token for the loss; .*max_length: 1"),
+    ],
+)  # fmt: skip
+def test_the_first_run_is_rehearsed(spoil, recipe, message, gang, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expect(message, spoil, recipe, {}, gang)
 
 
 @pytest.mark.parametrize("started", [True, False])
@@ -111,14 +145,21 @@ def test_one_line_is_answered_and_the_next_one_says_what_to_train(started, tmp_p
     asked = {"sweep": {}, "calls": [], "gang": True}
     lines = [json.dumps(asked), *([json.dumps(order)] if started else [])]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-    monkeypatch.setattr(early, "fault", lambda **words: os.write(1, b"of a library ") and words == asked)
+
+    def check(**words) -> str:
+        os.write(1, b"of a library ")
+        if not started:
+            raise InputError("the one line")
+        return f"loaded for {words}"
+
+    monkeypatch.setattr(early, "check", check)
     monkeypatch.setenv("NAMED", "elsewhere")
     if started:
-        assert early.words() == order["words"] and os.environ["NAMED"] == "here"
+        assert early.words() == (order["words"], f"loaded for {asked}") and os.environ["NAMED"] == "here"
         os.write(1, b"a row ")
         os.write(2, b"a warning")
         assert Path(order["log"]).read_text() == "a row a warning"
     else:
         with pytest.raises(SystemExit, match="0"):
             early.words()
-    assert capfd.readouterr() == ("true\n", "of a library ")
+    assert capfd.readouterr() == ("null\n" if started else '"the one line"\n', "of a library ")
