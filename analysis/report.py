@@ -360,8 +360,8 @@ def control(r: dict, c: dict) -> str:
             due = (x["main_at_its_size"] - x["main_final_eval"]["mean"]) / d["mean"]
             sizes.append(
                 f" At {rate} the update ends {percent(smaller)} smaller; the main grid's, when as small, was at "
-                f"{decimals(x['main_at_its_size'])}: its size accounts for {percent(due)} of the cost, its direction "
-                "for the rest."
+                f"{decimals(x['main_at_its_size'])}: its size accounts for "
+                + (f"{percent(due)} of the cost, its direction for the rest." if due <= 1 else "more than the cost.")
                 if smaller >= 0.005
                 else f" At {rate} the update ends as large: the cost is of its direction."
             )

@@ -420,6 +420,8 @@ def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics(tmp_pa
     sized |= {"update_ratio": {"mean": 0.9}, "main_update_ratio": {"mean": 1.0}}
     said = report.control(found, one | {"points": [low | sized, one["points"][1]]})
     assert "At 1e-5 the update ends 10 % smaller" in said and "its size accounts for 25 % of the cost" in said
+    said = report.control(found, one | {"points": [low | sized | {"main_at_its_size": 9.0}]})
+    assert said.endswith("the main grid's, when as small, was at 9.000: its size accounts for more than the cost.")
     said = report.control(found, one | {"points": [low | sized | {"update_ratio": {"mean": 1.0}}]})
     assert said.endswith("At 1e-5 the update ends as large: the cost is of its direction.")
     free = {"difference": {"mean": 0.0, "interval": None}}  # of a rate at which nothing is lost
