@@ -2,7 +2,7 @@
 # make check        lint, types and the tests that take no training and no server
 # make test         all tests and lint
 # make mutants      faults at random places of the code: which do tests see?
-# make flagship     the reference experiment on a GPU, 30 minutes: outputs/flagship/README.md
+# make flagship     the reference experiment on a GPU, 23 minutes: outputs/flagship/README.md
 PYTHON ?= python3
 BIN := .venv/bin
 

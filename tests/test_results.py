@@ -1,5 +1,6 @@
 """The committed results: every sentence and figure can be made again from the files beside them, without a network."""
 
+import json
 import os
 import re
 import shutil
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis import report
+from analysis import report, tables
 from analysis.files import to_json
 from analysis.results import results
 from analysis.runs import load
 from analysis.study import build
+from analysis.words import rate_label
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = re.findall(r"^!(outputs/\w+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
@@ -54,3 +56,33 @@ def test_the_readme_quotes_the_committed_report():
     folder = re.search(r"\]\(outputs/(\w+)/lr_comparison\.png\)", readme)[1]
     answer = (ROOT / "outputs" / folder / "README.md").read_text().splitlines()[2]
     assert answer in " ".join(readme.replace("\n> ", " ").split())
+
+
+def test_the_questions_show_the_three_reference_experiments():
+    """Two of them are not committed whole: docs/flagship_again.json has parts of their all_results.json."""
+    again = json.loads((ROOT / "docs/flagship_again.json").read_text())
+    reported = json.loads((ROOT / "outputs/flagship/all_results.json").read_text())
+    three, rows = [again[0], reported, again[1]], []
+    for same in zip(*(one["rates"] for one in three), strict=True):
+        words = [", ".join(f"{word} {count}/3" for word, count in x["behaviours"].items()) for x in same]
+        behaviours = words if len(set(words)) > 1 else words[:1]
+        rows.append([rate_label(same[0]["learning_rate"]), *map(cost, same), " · ".join(behaviours)])
+    for differs in (control["differs"] for control in reported["controls"]):
+        name = ", ".join(f"{key} = {value}" for key, value in differs.items())
+        points = [next(c["points"] for c in one["controls"] if c["differs"] == differs) for one in three]
+        for same in zip(*points, strict=True):
+            found = [tables.with_interval(x["difference"]["mean"], x["difference"]["interval"], "+.3f") for x in same]
+            rows.append([f"{name}, {rate_label(same[0]['learning_rate'])}", *found])
+    for same in zip(*(one["hypotheses"] for one in three), strict=True):
+        rows.append([same[0]["name"], *(x["verdict"] for x in same)])
+    section = (ROOT / "docs/QUESTIONS.md").read_text().split("## Does it come out again?\n")[1].split("\n## ")[0]
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    assert shown[2:10] + shown[12:] == [f"| {' | '.join(row)} |" for row in rows]
+    high = [run["behaviour"] for one in three for run in one["runs"] if run["learning_rate"] == 5e-3]
+    assert f"{high.count('diverged')} of {len(high)} runs" in section
+
+
+def cost(rate: dict) -> str:
+    """At the end with its interval, and at the best checkpoints."""
+    end, best = rate["difference"]["end"], rate["difference"]["best"]
+    return f"{tables.with_interval(end['mean'], end['interval'], '+.3f')}; {best['mean']:+.3f}" if end else "best"
