@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel, masking_utils
 
+from gang.answers import answers, on_answers, only
 from gang.fused import fuse
 from gang.graph import GraphedStep
 from gang.head import AnswerLoss, Head
@@ -142,6 +143,7 @@ class Step:
         for name, layer in self.layers.items():
             self.model.set_submodule(name, layer)
         fuse(self.model)
+        self.last = on_answers(self.model)
         by_name = dict(zip(members[0], self.layers.values(), strict=True))
         self.stack = Stack(members, by_name, training)
         # B is zero, so until the first update every member is the base model, and one evaluation serves all.
@@ -205,14 +207,21 @@ class Step:
         norms = self.stack.update(rates) if update else torch.zeros_like(rates)
         return torch.cat([losses[:, None], means, norms[:, None]], 1)
 
-    def laid_out(self, batch: Batch) -> AbstractContextManager:
-        """Within, the model takes the batch's tokens as they lie, padded or packed."""
-        if batch.token is None:
-            return nullcontext()
-        n, b, s = batch.token.shape
-        token, place = rows_of(batch.token.flatten(1), batch.ids.shape[1]), rows_of(batch.place, b * s)
-        parts = (part.flatten() for part in (token, batch.padding, place, batch.filler))
-        return packed(self.model, Packing(n * b, *parts))
+    @contextmanager
+    def laid_out(self, batch: Batch) -> Iterator[None]:
+        """Within, the model takes the batch's tokens as they lie, padded or packed, and ends with the answers alone."""
+        found = None
+        if 2 * batch.where.numel() < batch.ids.numel():
+            where = rows_of(batch.where, batch.ids[0].numel())
+            found = answers(where.flatten(), batch.share.flatten() == 0, batch.ids.numel())
+        packing: AbstractContextManager = nullcontext()
+        if batch.token is not None:
+            n, b, s = batch.token.shape
+            token, place = rows_of(batch.token.flatten(1), batch.ids.shape[1]), rows_of(batch.place, b * s)
+            parts = (part.flatten() for part in (token, batch.padding, place, batch.filler))
+            packing = packed(self.model, Packing(n * b, *parts))
+        with packing, only(self.last, found):
+            yield
 
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """AnswerLoss of the batch. Padding is on the right, where a causal model never looks: no mask."""
