@@ -54,7 +54,7 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 import adapter
 import guides
 from checkpoint import Checkpoint, Keeper, Rows, find, identity, interruption, preempting
-from data import DataConfig, fingerprint, load_splits, shared_rows, what_was_read
+from data import DataConfig, answered, fingerprint, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
 from memory import OutOfMemory, fitting, release
 from model import check_lengths, check_model, check_template, dequantised, load_model, model_arguments, template_options
@@ -115,6 +115,8 @@ class Trainer(SFTTrainer):
             )
         except ValueError as error:  # TRL's and PEFT's own checks: a chat template, the names of layers
             raise InputError(first_line(error)) from error
+        self.train_dataset: Dataset = answered(self.train_dataset)
+        self.eval_dataset: Dataset = answered(self.eval_dataset)
         training.model_init_kwargs = used  # for the record; TRL would have warned that it does not use them
         for rows, split in ((self.train_dataset, "training"), (self.eval_dataset, "test")):
             if not any(label != -100 for labels in rows["labels"] for label in labels[1:]):

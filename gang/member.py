@@ -117,7 +117,7 @@ class Member:
                     items = [(batch["labels"][:, 1:] != -100).sum() * len(batches) for batch in batches]
                 else:
                     items = [items] * len(batches)
-                yield position / self.batches_per_epoch, batches, [max(1.0, float(count)) for count in items]
+                yield position / self.batches_per_epoch, batches, list(map(float, items))
             epoch, position = epoch + 1, (epoch + 1) * self.batches_per_epoch
 
     def rate(self, number: int) -> float:

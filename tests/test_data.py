@@ -186,6 +186,13 @@ def test_a_commit_is_told_by_the_folder():
     assert data.commit("/cache/rows.arrow") is None
 
 
+def test_a_row_of_which_the_loss_counts_nothing_is_left_out():
+    labels = [[-100, 5], [-100, -100], [5], [], [5, -100], [5, 5]]
+    rows = Dataset.from_dict({"labels": labels, "input_ids": labels})
+    assert data.answered(rows)["labels"] == [[-100, 5], [5, 5]]
+    assert len(data.answered(rows.select([1]))) == len(data.answered(rows.select([]))) == 0
+
+
 def test_a_run_shows_what_it_reads():
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "starter/model")
     question, answer = tokenizer("What?")["input_ids"], tokenizer("That.")["input_ids"]
@@ -211,5 +218,8 @@ def test_a_run_shows_what_it_reads():
     assert "What?⟦That.⟧" in shown
     assert "warning: 1 of 1 test rows are training rows too" in shown
     trainer.eval_dataset = tokenised.select([])
-    with pytest.raises(data.InputError, match=r"test \(test\[:1\]\): no row has an answer within max_length: 64"):
-        data.what_was_read(config, (rows, rows), trainer, shared=0)
+    for longest, within in ((64, " within max_length: 64"), (None, "")):
+        settings.max_length = longest
+        assert data.counts("train", rows, tokenised, longest).endswith(f"1 left out, without an answer{within}")
+        with pytest.raises(data.InputError, match=rf"test \(test\[:1\]\): no row has an answer{within}$"):
+            data.what_was_read(config, (rows, rows), trainer, shared=0)

@@ -203,9 +203,22 @@ def test_the_question_is_what_a_user_gives(row, counted, tmp_path):
         check_lengths(tokenizer, SimpleNamespace(**vars(training) | {"completion_only_loss": False}), rows, "train")
 
 
+@pytest.mark.slow
+def test_a_row_without_an_answer_is_not_trained_on(tmp_path):
+    """Alone in a batch it would have no loss, which looks like divergence; here max_length makes TRL look for none."""
+    flags = [*STARTER, "--assistant_only_loss", "false", "--report_to", "none", "--output_dir", str(tmp_path)]
+    _, training, base = parse(flags)
+    training.max_length = None
+    rows = Dataset.from_list([{"text": ""}, {"text": "the sum"}])
+    subject = train.Trainer(base, training, rows, rows)
+    assert len(subject.train_dataset) == len(subject.eval_dataset) == 1
+
+
 def test_of_other_rows_a_part_is_the_question():
     tokenizer = AutoTokenizer.from_pretrained("starter/model")
-    subject = SimpleNamespace(processing_class=tokenizer, args=SimpleNamespace(max_length=5))
+    subject = SimpleNamespace(
+        processing_class=tokenizer, args=SimpleNamespace(max_length=5, truncation_mode="keep_start")
+    )
     ids = tokenizer("one two three four five six seven").input_ids[:6]
     text = {"text": "", "input_ids": [*ids, tokenizer.eos_token_id]}
     assert train.Trainer.question(subject, text) == (ids[:3], tokenizer.decode(ids[3:]))

@@ -12,7 +12,7 @@ from memory import OutOfMemory
 
 def test_batches_are_those_of_a_trainer_epoch_after_epoch():
     """Two epochs of three batches, two a step: the second step of each has what is left."""
-    rows = [{"labels": torch.tensor([[-100, 1, 1], [1, -100, 1]])}, {"labels": torch.tensor([[1, -100, -100]])}]
+    rows = [{"labels": torch.tensor([[-100, 1, 1], [1, -100, 1]])}, {"labels": torch.tensor([[1, -100, 1]])}]
     subject, epochs, counted = Member("r", {}, []), [], iter([8, 2, None, None])
     subject.training = SimpleNamespace(gradient_accumulation_steps=2)
     subject.updates_per_epoch, subject.batches_per_epoch = 2, 3
@@ -28,8 +28,8 @@ def test_batches_are_those_of_a_trainer_epoch_after_epoch():
     found = [next(stream) for _ in range(4)]
     assert [epoch for epoch, _, _ in found] == pytest.approx([2 / 3, 1, 1 + 2 / 3, 2])
     assert [batches for _, batches, _ in found] == [rows, rows[:1], rows, rows[:1]] and epochs == [0, 1]
-    # Where the trainer counts no tokens, the mean of the micro-batches' means; one without an answer counts as 1.
-    assert [items for _, _, items in found] == [[8.0, 8.0], [2.0], [6.0, 1.0], [3.0]]
+    # Where the trainer counts no tokens, the mean of the micro-batches' means.
+    assert [items for _, _, items in found] == [[8.0, 8.0], [2.0], [6.0, 2.0], [3.0]]
 
 
 def ended(error: BaseException | None, stopped: bool = False) -> tuple[Member, list]:
