@@ -131,7 +131,7 @@ class Trainer(SFTTrainer):
             self.add_callback(RoundWeights())
         self.generation_examples = self.eval_dataset.select(range(min(GENERATED_EXAMPLES, len(self.eval_dataset))))
         by_length = sorted(range(len(self.eval_dataset)), key=lambda i: -len(self.eval_dataset[i]["input_ids"]))
-        self.eval_dataset: Dataset = self.eval_dataset.select(by_length)  # equal lengths share a batch: least padding
+        self.eval_dataset = self.eval_dataset.select(by_length)  # equal lengths share a batch: least padding
         self.lora_layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, LoraLayer)}
         self.weight_squares = {name: weight_square(layer) for name, layer in self.lora_layers.items()}
         self.example_losses: dict = {"steps": [], "tokens": [], "nll": []}
@@ -205,7 +205,8 @@ class Trainer(SFTTrainer):
             ids, reference = prompt["input_ids"], ""
             if answer:
                 reference = answer[0].get("content") or json.dumps(answer[0].get("tool_calls"))
-        return ids[: self.args.max_length], reference
+        longest = self.args.max_length  # a longer prompt is cut where TRL cuts a row
+        return ids[-longest:] if longest and self.args.truncation_mode == "keep_end" else ids[:longest], reference
 
     def questions(self) -> tuple[BatchEncoding, list[str]]:
         """The first test prompts, padded on the left, and their reference answers."""

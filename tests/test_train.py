@@ -226,7 +226,12 @@ def test_of_other_rows_a_part_is_the_question():
     for answer, reference in (([called], '[{"name": "add"}]'), ([], "")):
         turns = [{"role": "system", "content": "Be brief."}, MESSAGES["messages"][0], *answer]
         expected = tokenizer.apply_chat_template(turns[:2], add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert train.Trainer.question(subject, {"messages": turns, "input_ids": []}) == (expected[:5], reference)
+        row = {"messages": turns, "input_ids": []}
+        assert train.Trainer.question(subject, row) == (expected[:5], reference)
+        for length, kept in ((5, expected[-5:]), (None, expected)):
+            at_the_end = SimpleNamespace(max_length=length, truncation_mode="keep_end")
+            ends = SimpleNamespace(processing_class=tokenizer, args=at_the_end)
+            assert train.Trainer.question(ends, row) == (kept, reference)
 
 
 @pytest.mark.parametrize(("row", "asked"), [({"prompt": "", "completion": "Sum them."}, None), ({"text": ""}, 1)])
