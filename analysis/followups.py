@@ -15,7 +15,7 @@ from analysis.refinement import Round, two_digits
 from analysis.study import Study
 from analysis.sweep import parameters
 from analysis.sweep import values as constants
-from analysis.words import plural, rate_label
+from analysis.words import listed, plural, rate_label
 
 PASSES = 2.0  # most passes over the data that a follow-up makes: later ones measure overfitting, not the rate
 SEEDS = 3  # the fewest that give a spread worth the name
@@ -77,11 +77,22 @@ def refinement(study: Study) -> dict | None:
 
 
 def seeds(study: Study) -> dict | None:
-    have = {run.seed for run in study.counted} - {None}
-    if study.comparison is None or study.seeds >= SEEDS:
+    """The seeds that one of the rates that may be best lacks and another has; new ones for all rates if none is."""
+    compared = study.comparison
+    if compared is None or study.seeds >= SEEDS:
         return None
+    near = [rate for place, rate in enumerate(compared.rates) if compared.near(place)]
+    ended = {rate: {run.seed for run in study.feasible[rate]} for rate in near}
+    fewest = min(ended.values(), key=len)
+    if lacking := sorted(set().union(*ended.values()) - fewest - {None})[: SEEDS - study.seeds]:
+        rates = [rate for rate in near if ended[rate].isdisjoint(lacking)]
+        which = f"seed{'s' if len(lacking) > 1 else ''} {listed([str(seed) for seed in lacking])}"
+        why = f"{labels(rates)} {'has' if len(rates) == 1 else 'have'} not ended with {which}, as others have"
+        question = "Does the order survive the same seeds at each rate?"
+        return follow_up(study, "seeds", question, why, learning_rate=rates, seed=lacking)
+    have = {run.seed for run in study.counted}
     more = [s for s in range(2 * SEEDS + len(have)) if s not in have][: SEEDS - study.seeds]
-    variance = "unknown" if study.comparison.seed_sd is None else "uncertain"
+    variance = "unknown" if compared.seed_sd is None else "uncertain"
     why = f"{plural(study.seeds, 'seed')} so far: how much seeds vary is {variance}"
     question = "Does the order survive another seed?" if len(study.rates) > 1 else "How much do seeds vary?"
     return follow_up(study, "seeds", question, why, learning_rate=study.rates, seed=more)

@@ -212,6 +212,27 @@ def test_a_follow_up_changes_what_it_asks_about():
     assert shaky["batch_size"] == {"learning_rate": [2e-4, 1e-3], "gradient_accumulation_steps": [4]}
 
 
+def test_the_seeds_that_a_rate_lacks_come_before_new_ones():
+    def proposed(*left_out):
+        found = records({1e-5: "slow", 2e-4: "good", 3e-4: "good", 4e-4: "good"}, seeds=3)
+        found = [x for x in found if (x["config"]["learning_rate"], x["config"]["seed"]) not in left_out]
+        by_name = {follow["name"]: follow for follow in followups.follow_ups(study(found))}
+        return by_name.get("seeds")
+
+    def grid(follow):
+        parameters = follow["config"]["parameters"]
+        return [parameters[key]["values"] for key in ("learning_rate", "seed")]
+
+    one = proposed((3e-4, 1))
+    assert grid(one) == [[3e-4], [1]] and one["why"] == "3e-4 has not ended with seed 1, as others have"
+    some = (3e-4, 1), (3e-4, 2), (4e-4, 1), (4e-4, 2)
+    assert grid(proposed(*some)) == [[3e-4, 4e-4], [1, 2]]
+    assert "have not ended with seeds 1 and 2," in proposed(*some)["why"]
+    assert grid(proposed(*some[:3])) == [[3e-4], [1, 2]]  # no run is proposed that was made
+    assert grid(proposed(*((rate, 1) for rate in (1e-5, 2e-4, 3e-4, 4e-4)))) == [[1e-5, 2e-4, 3e-4, 4e-4], [1]]
+    assert proposed((1e-5, 1)) is None  # it cannot be the best
+
+
 def test_follow_ups_are_triggered_by_the_data():
     assert "warmup" in names({2e-4: "good", 5e-3: "harmed"}) and "warmup" not in names({2e-4: "good", 5e-3: "stopped"})
     assert "steps" in names({1e-5: "slow", 2e-4: "good"}) and "steps" not in names({2e-4: "good"})
