@@ -222,8 +222,10 @@ def budget_law(r: dict) -> str:
         return f"{words}: the line through {len(steps)} budgets leaves it open by more than a factor of {WITHIN}."
     last = [x for x in law["for"] if x["run"]][-1]
     covers = f"{plural(law['seeds'], 'seed')} and the line" if law["seeds"] > 1 else "the line alone, one seed"
+    power = decimals(law["power"], "z.2f")
+    grows = ", whatever N" if float(power) == 0 else f" · (N/{last['steps']})^{power}"
     found = [
-        f"For N steps use about {rate_label(last['rate'], 2)} · (N/{last['steps']})^{decimals(law['power'], '.2f')}: a "
+        f"For N steps use about {rate_label(last['rate'], 2)}{grows}: a "
         f"line through the parabolas of {len(steps)} budgets of {steps[0]} to {steps[-1]} steps. At {last['steps']} "
         f"steps {tables.rate_with_interval(last)}, over {covers}."
     ]

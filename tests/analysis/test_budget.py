@@ -104,6 +104,12 @@ def test_the_words_name_the_line_its_budgets_and_what_nobody_ran():
     assert words.endswith("For 200 steps, which nobody ran: 4.2e-4 [4.2e-4, 4.2e-4].")
 
 
+@pytest.mark.parametrize("power", [-0.004, 0.004])
+def test_a_rate_that_no_budget_moves_has_no_power(power):
+    words = report.budget_law({"budget_law": told(curves(power))})
+    assert words.startswith("For N steps use about 6e-4, whatever N: a line through")
+
+
 def test_the_report_says_what_it_knows_of_budgets(tmp_path):
     page = report.render(results(study(records())), tmp_path, [])
     assert "For a budget that was not run this does not know the best rate" in page
