@@ -231,7 +231,10 @@ def best_by_budget(curves: dict[float, Series], width: float) -> list[dict]:
 
 
 def paired_difference(pairs: list[tuple[Series, Series]], first: float, last: float) -> Estimate | None:
-    """Mean of l_t(a) − l_t(b) over steps first..last, one pair a seed; seeds and steps in the interval."""
+    """Mean of l_t(a) − l_t(b) over steps first..last, one pair a seed; the interval is over seeds alone.
+
+    Neighbouring steps of a run share its weights, and most of what they learned: they tell no error.
+    """
     rows = []
     for a, b in pairs:
         a, b = a.between(first, last), b.between(first, last)
@@ -241,9 +244,5 @@ def paired_difference(pairs: list[tuple[Series, Series]], first: float, last: fl
             rows.append(gap)
     if not rows:
         return None
-    steps = min(map(len, rows))
-    table = np.array([row[:steps] for row in rows])
-    examples = over_examples([table.mean(axis=0)], np.ones(steps), None)
-    return with_interval(
-        float(table.mean()), over_seeds(table.mean(axis=1)) + examples, seeds=len(table), examples=steps, clusters=steps
-    )
+    steps, gaps = min(map(len, rows)), np.array([row.mean() for row in rows])
+    return with_interval(float(gaps.mean()), over_seeds(gaps), seeds=len(gaps), examples=steps, clusters=steps)

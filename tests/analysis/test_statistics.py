@@ -234,6 +234,12 @@ def test_early_steps_are_compared_by_seed():
     pairs = [(Series(step, 3.0 - 0.1 * (step < 11) + 0.001 * seed), Series(step, 3.0 + 0 * step)) for seed in range(3)]
     found = statistics.paired_difference(pairs, 5, 10)
     assert found.mean == pytest.approx(-0.099) and found.seeds == 3 and found.interval[1] < 0
+    half = 4.302653 * 0.001 / math.sqrt(3)  # t of 97.5 % at 2 degrees of freedom
+    assert found.interval == pytest.approx((found.mean - half, found.mean + half))
+    noisy = [(Series(step, a.value + 0.1 * np.sin(step)), b) for a, b in pairs]  # steps that vary tell no error
+    again = statistics.paired_difference(noisy, 5, 10)
+    assert again.interval[1] - again.interval[0] == pytest.approx(2 * half)
+    assert statistics.paired_difference(noisy[:1], 5, 10).interval is None
     assert statistics.paired_difference(pairs, 50, 60) is None
 
 
