@@ -27,7 +27,7 @@ class Comparison:
     rates: list[float]  # (m,) ascending
     loss: np.ndarray  # (m,), as if each rate had every seed
     levels: list[Estimate]  # (m,)
-    pairs: dict[tuple[int, int], Estimate]  # (i, j) -> rate i minus rate j, by seed
+    pairs: dict[tuple[int, int], Estimate]  # (i, j) -> loss[i] − loss[j], with the error of the seeds that both have
     seeds: int  # seeds of each rate that may be the best, the fewest
     seed_sd: float | None  # median over rates, so that one unsteady rate does not widen the basin
     width: float  # ε
@@ -105,6 +105,16 @@ def by_seed(runs: list[Run], moment: str) -> dict[object, Checkpoint]:
     return {seed: checkpoint for seed, checkpoint in found.items() if checkpoint is not None}
 
 
+def means(feasible: dict[float, list[Run]], moment: str) -> dict[float, float]:
+    """The mean loss of each rate at one of MOMENTS, as if each had every seed."""
+    losses = {
+        rate: {seed: checkpoint.loss for seed, checkpoint in found.items()}
+        for rate, runs in sorted(feasible.items())
+        if (found := by_seed(runs, moment))
+    }
+    return dict(zip(losses, statistics.rates_and_seeds(list(losses.values()))[0].tolist(), strict=True))
+
+
 def compare(feasible: dict[float, list[Run]]) -> Comparison | None:
     """The joint comparison of the rates of which no run diverged; None without any."""
     ends = {rate: found for rate, runs in sorted(feasible.items()) if (found := by_seed(runs, "end"))}
@@ -113,14 +123,13 @@ def compare(feasible: dict[float, list[Run]]) -> Comparison | None:
     examples = example_set([run for runs in feasible.values() for run in runs])
     rates = list(ends)
     levels = [statistics.level(ends[rate], *examples) for rate in rates]
+    loss = np.array(list(means(feasible, "end").values()))
     pairs = {
-        (i, j): statistics.difference(ends[a], ends[b], *examples)
+        (i, j): statistics.difference(ends[a], ends[b], *examples).about(float(loss[i] - loss[j]))
         for i, a in enumerate(rates)
         for j, b in enumerate(rates)
         if i != j
     }
-    losses = [{seed: end.loss for seed, end in found.items()} for found in ends.values()]
-    loss, _, _ = statistics.rates_and_seeds(losses)
     spreads = [spread([end.loss for end in found.values()]).sd for found in ends.values()]
     sds = [sd for sd in spreads if sd is not None]
     seed_sd = float(np.median(sds)) if sds else None
@@ -135,7 +144,7 @@ def rate(
     evidence: dict[str, Evidence],
     verdicts: dict[str, Verdict],
     comparison: Comparison | None,
-    best_runs: list[Run],
+    feasible: dict[float, list[Run]],
     base_loss: float | None,
     alpha: float | None,
     flags: dict[str, list[str]],
@@ -151,12 +160,8 @@ def rate(
     lasts = [run.last for run in runs if run.last is not None]
     is_best = place is not None and place == comparison.best
     moments = dict.fromkeys(MOMENTS)
-    if not is_best and best_runs:
-        examples = example_set([*runs, *best_runs])
-        moments = {
-            moment: statistics.difference(by_seed(runs, moment), by_seed(best_runs, moment), *examples)
-            for moment in MOMENTS
-        }
+    if not is_best and comparison is not None:
+        moments = {moment: above(learning_rate, runs, comparison, feasible, moment) for moment in MOMENTS}
     end = None if place is None or is_best else moments["end"]
     gain = gain_interval = None
     if place is not None and reach:
@@ -194,6 +199,17 @@ def rate(
         stable_rank=spread([float(s.value[-1]) for s in ranks if len(s)]),
         flags=count([flag for run in runs for flag in flags[run.id]]),
     )
+
+
+def above(
+    learning_rate: float, runs: list[Run], comparison: Comparison, feasible: dict[float, list[Run]], moment: str
+) -> Estimate | None:
+    """A rate's loss − the best rate's at one of MOMENTS: of their means, or by seed if the rate has none."""
+    best = comparison.rates[comparison.best]
+    examples = example_set([*runs, *feasible[best]])
+    found = statistics.difference(by_seed(runs, moment), by_seed(feasible[best], moment), *examples)
+    loss = means(feasible, moment)
+    return found if found is None or learning_rate not in loss else found.about(loss[learning_rate] - loss[best])
 
 
 def median_steps(runs: list[Run], base_loss: float | None, best_loss: float | None, q: float) -> float | None:

@@ -507,7 +507,8 @@ def limits(r: dict) -> list[str]:
     fewer = sorted({x["final_eval"]["n"] for x in by_loss(r)})
     if len(fewer) > 1:
         found.append(
-            f"The rates have from {fewer[0]} to {fewer[-1]} seeds; differences use those that both rates have."
+            f"The rates have from {fewer[0]} to {fewer[-1]} seeds: differences are as if each had every seed (least "
+            "squares), their errors those of the seeds that both rates have."
         )
     if r["recipe"].get("lr_scheduler_type") is not None:
         warm = decimals(r["recipe"].get("warmup_steps"), "g")

@@ -5,7 +5,7 @@ Losses are in nats per token. Everything is closed form: no resampling, no rando
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,12 @@ class Estimate:
     examples: int  # 0: no per-example losses were recorded
     clusters: int  # modules that the examples come in; as many as examples where the data name none
     paired: bool = True
+
+    def about(self, mean: float) -> "Estimate":
+        """Another mean with the same error."""
+        shift = mean - self.mean
+        moved = None if self.interval is None else (self.interval[0] + shift, self.interval[1] + shift)
+        return replace(self, mean=mean, interval=moved)
 
     @property
     def covers(self) -> str:

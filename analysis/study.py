@@ -259,13 +259,12 @@ def study_of(sweeps: list[dict], group: Group, faults: list[Fault], lowest: floa
                 place = comparison.rates.index(run.learning_rate)
                 known.near_best = bool(comparison.loss[place] - known.best_loss < comparison.width)
         verdicts[run.id] = early[run.id] or behaviour.outcome(known)
-    best = None if comparison is None else comparison.rates[comparison.best]
     flags = {run.id: run_flags(run, used, evidence, comparison) for run in runs}
     config = {key: run.config[key] for run in reversed(counted or runs) for key in SHOWN if key in run.config}
     recipe = {key: config[key] for key in SHOWN if key in config}
     alpha, rank = number(recipe.get("lora_alpha")), number(recipe.get("lora_r"))
     rows = [
-        rates.rate(rate, found, evidence, verdicts, comparison, feasible.get(best, []), base_loss, alpha, flags)
+        rates.rate(rate, found, evidence, verdicts, comparison, feasible, base_loss, alpha, flags)
         for rate, found in used.items()
     ]
     ended = points(used, verdicts)

@@ -48,7 +48,7 @@ def test_sizes_and_time_scales_are_those_of_the_formulas():
         }
     }
     known = {one.id: SimpleNamespace(behaviour="slow", clipped=None)}
-    row = rates.rate(2e-3, [one], known, known, None, [], None, 32, {one.id: []})
+    row = rates.rate(2e-3, [one], known, known, None, {}, None, 32, {one.id: []})
     found = mechanism([row], 8, 32)
     update = math.sqrt(2 * 16 * 100 * 8 / 3 + 16 * 50 * 8 / 3)
     weight = math.sqrt(2 * 300 * 100 * 0.02**2 + 12 * 50 * 0.1**2)

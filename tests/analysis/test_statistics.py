@@ -243,6 +243,23 @@ def test_early_steps_are_compared_by_seed():
     assert statistics.paired_difference(pairs, 50, 60) is None
 
 
+def test_a_difference_is_that_of_the_means_where_seeds_are_missing():
+    """The third rate lacks two seeds; by its one seed alone it would be 0.10 above the first, not 0.15."""
+    shifts = {1e-4: (0.0, 0.0, 0.0), 2e-4: (-0.1, 0.05, 0.05), 4e-4: (0.1,)}
+    found = {
+        rate: [read_run(simulate.record("good", rate, 0, shift=x) | {"id": f"{rate}{x}"}) for x in of]
+        for rate, of in shifts.items()
+    }
+    for runs in found.values():
+        for seed, run in enumerate(runs):
+            run.config["seed"] = seed
+    c = rates.compare(found)
+    assert c.loss - c.loss[0] == pytest.approx([0, 0, 0.15], abs=1e-6)
+    assert c.pairs[2, 0].mean == pytest.approx(0.15, abs=1e-6)
+    low, high = c.pairs[2, 0].interval
+    assert low + high == pytest.approx(0.3, abs=1e-6)
+
+
 def test_a_comparison_has_all_pairs_and_says_what_it_covers():
     found = runs_of({1e-4: "good", 1e-3: "suboptimal"}, 3, planned=100, examples=40)
     found[1e-3].pop()
