@@ -427,8 +427,8 @@ def small_gain(e: Evidence) -> Verdict | None:
 
 
 def stable(e: Evidence) -> Verdict | None:
-    where = "inside" if e.near_best else "outside"
-    reason = f"captured {100 * e.gain:.0f} % of the gain, {where} the best rates' basin, no instability"
+    where = "within" if e.near_best else "outside"
+    reason = f"captured {100 * e.gain:.0f} % of the gain, its rate's mean {where} the margin, no instability"
     return Verdict("stable, good" if e.near_best else "stable, suboptimal", e.run.last_step, e.gain, reason)
 
 

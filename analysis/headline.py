@@ -210,7 +210,8 @@ def ties(r: dict, advice: dict) -> list[str]:
     where = f"{names} ends {gap} above" if len(rows) == 1 else f"They end within {gap} of"  # named before
     unsettled = any(x["basin"]["verdict"] != "in" for x in rows)
     doubt = f", though {seeds_do({x['final_eval']['n'] for x in rows})} not settle it" if unsettled else ""
-    why = "" if advice["rate"] == r["best_rate"] else "; of rates so close the lower one is the safer"
+    why = f"; of those within a quarter of that {rate_label(advice['rate'])} is the lowest, so the safest"
+    why = "" if advice["rate"] == r["best_rate"] else why
     return [f"{where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}{why}."]
 
 

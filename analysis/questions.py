@@ -95,6 +95,8 @@ def speed(r: dict) -> str:
             text += f"; {who}{rate_label(last['learning_rate'])}{',' * bool(who)} took {slower}"
     if missed and reached:
         text += f"; {labels(missed)} did not reach it in {r['planned_steps']} steps"
+    if r["seeds"] > 1:
+        text += " (medians over seeds)"
     lost = [x["learning_rate"] for _, x in reached if x["diverged"]]
     if lost:
         text += f". To reach it is not to keep it: at {labels(lost)} at least one run diverged"
@@ -120,7 +122,8 @@ def standard(r: dict) -> str:
         lost = test["interval"][1] if test["interval"] else 0.0
         text = f"{word}: it has the lowest mean{f', though another may be lower by {decimals(lost)}' if lost else ''}."
     else:
-        text = f"{word}: {above}, {bounds(test['interval'])}, against a margin of {width} nats."
+        whichever = f"; above the best, whichever that is, {bounds(test['interval'])}" if test["interval"] else ""
+        text = f"{word}: {above}{whichever}, against a margin of {width} nats."
     if r["seeds"] < 2:
         text += " With one seed this is about the eval examples, not about seeds."
     return f"{text} {optimum(r)}".strip()

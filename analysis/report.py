@@ -39,6 +39,7 @@ from analysis.words import (
     listed,
     percent,
     plural,
+    rate_bounds,
     rate_label,
     settings,
     shortened,
@@ -128,10 +129,12 @@ def caption(r: dict) -> str:
 def legend(r: dict) -> str:
     """What the intervals cover, and why no winner is named if none is."""
     words = ""
-    found = next((x["difference"]["end"] for x in by_loss(r)[1:] if x["difference"]["end"]), None)
-    if found is not None and found["interval"]:
+    found = [d["covers"] for x in by_loss(r)[1:] if (d := x["difference"]["end"]) and d["interval"]]
+    if found:
         narrow = "" if modules_known(r) else "; examples taken as independent (no module column), so perhaps too narrow"
-        words += f"Intervals: 95 %, over {found['covers']}{narrow}."
+        over = sorted(set(found), key=len, reverse=True)  # what has no seeds in it comes last
+        alone = " where there is one seed" if len(over) > 1 and "seeds" not in over[-1] else ""
+        words += f"Intervals: 95 % each by itself, over {', or '.join(over)}{alone}{narrow}."
     if winner(r) is None and by_loss(r) and len(r["rates"]) > 1:
         open_rates = [x["learning_rate"] for x in r["rates"] if x["basin"]["verdict"] != "out"]
         if r["side_by_side"]:
@@ -154,7 +157,9 @@ def passes(r: dict) -> list[str]:
     found.append(f"The runs make {made:.2f} passes over the training examples; {ending}.")
     for x in by_loss(r)[1:]:
         end, best, first = (x["difference"][moment] for moment in ("end", "best", "one_pass"))
-        if None in (end, best) or end["mean"] - best["mean"] <= max(behaviour.REBOUND_NATS, 0.1 * end["mean"]):
+        if None in (end, best) or end["mean"] < r["basin"]["width"]:
+            continue
+        if end["mean"] - best["mean"] <= max(behaviour.REBOUND_NATS, 0.1 * end["mean"]):
             continue
         name, over = rate_label(x["learning_rate"]), rate_label(r["best_rate"])
         parts = [f"{decimals(first['mean'], '+.3f')} after one pass (step {x['one_pass']['step']})"] if first else []
@@ -195,10 +200,9 @@ def budget(r: dict) -> str:
     if any(last["best_rate"] not in x["within"] for x in higher):
         words += " Short trial runs, range tests and successive halving would choose too high a rate here."
     schedule = str(r["recipe"].get("lr_scheduler_type", ""))
-    return words + (
-        " Under this schedule every prefix of a run is a run of that length." if schedule.startswith("constant") else
-        " The schedule is not constant, so a prefix is not what a shorter run would give."
-    )  # fmt: skip
+    if schedule.startswith("constant"):
+        return f"{words} Under this schedule every prefix of a run is a run of that length with the same warm-up."
+    return f"{words} The schedule is not constant, so a prefix is not what a shorter run would give."
 
 
 def stayed(lead: dict, row: dict, rows: list[dict]) -> bool:
@@ -229,6 +233,11 @@ def budget_law(r: dict) -> str:
         f"line through the parabolas of {len(steps)} budgets of {steps[0]} to {steps[-1]} steps. At {last['steps']} "
         f"steps {tables.rate_with_interval(last)}, over {covers}."
     ]
+    o = r["optimum"]
+    if o and o["identified"] and last["steps"] == r["planned_steps"]:
+        found.append(
+            f"The ends alone, without the line, say {rate_label(o['learning_rate'], 2)} {rate_bounds(o['interval'])}."
+        )
     check, beyond = law["check"], [x for x in law["for"] if not x["run"]]
     if check:
         found.append(
@@ -302,9 +311,12 @@ def insights(r: dict) -> list[str]:
     found = []
     ended = [x for x in r["rates"] if x["diverged"] or x["basin"]["excess"] is not None]
     crossed = [x for x in ended if 2 * x["flags"].get("crossed", 0) > x["n"]]
-    ends = {False: "ended outside the margin", True: "diverged"}
-    sides = {end: [x["learning_rate"] for x in crossed if bool(x["diverged"]) == lost] for lost, end in ends.items()}
-    leads = [f"{labels(rates)} ({end})" for end, rates in sides.items() if rates]
+    sides: dict[str, list[float]] = {}
+    for x in crossed:
+        often = "" if x["diverged"] == x["n"] else f" in {x['diverged']} of {x['n']} runs"
+        end = f"diverged{often}" if x["diverged"] else "ended outside the margin"
+        sides.setdefault(end, []).append(x["learning_rate"])
+    leads = [f"{labels(rates)} ({end})" for end, rates in sides.items()]
     if leads:
         found.append(f"Early lead, later loss: {' and '.join(leads)} led at some point in the first half.")
     gaps = [x for x in r["rates"] if x["gap"]["n"] and not x["diverged"]]
@@ -499,6 +511,10 @@ def limits(r: dict) -> list[str]:
     if shared:
         found.append(
             f"{shared:.0f} test rows are training rows too: there the eval loss shows what was learned by heart."
+        )
+    if len(by_loss(r)) > 1:
+        found.append(
+            "The best rate is chosen by the eval examples that also tell its loss: it looks a little too good."
         )
     unpaired = [x["learning_rate"] for x in by_loss(r) if (d := x["difference"]["end"]) and not d["paired"]]
     if unpaired:

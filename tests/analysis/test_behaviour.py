@@ -37,8 +37,8 @@ def test_the_page_shows_every_threshold_of_the_module():
 
 
 REASONS = {  # each kind's step and words, beside a slow run of the same batches
-    "good": (200, "captured 100 % of the gain, inside the best rates' basin, no instability"),
-    "suboptimal": (200, "captured 97 % of the gain, inside the best rates' basin, no instability"),
+    "good": (200, "captured 100 % of the gain, its rate's mean within the margin, no instability"),
+    "suboptimal": (200, "captured 97 % of the gain, its rate's mean within the margin, no instability"),
     "slow": (200, "captured 48 % of the gain; eval loss fell 0.136 over the last 25 % of the steps"),
     "plateaued": (200, "captured 74 % of the gain; eval loss rose 0.001 over the last 25 % of the steps"),
     "overfitting": (

@@ -26,6 +26,10 @@ def curves(power=-0.5, rates=RATES, noise=0.0, rng=None, curvature=0.2):
     }
 
 
+def in_words(law, optimum=None):
+    return report.budget_law({"budget_law": law, "optimum": optimum, "planned_steps": 100})
+
+
 def told(found, schedule="constant_with_warmup", one_pass=None, seeds=()):
     rows = [best_by_budget(each, 0.01) for each in (found, *seeds)]
     return law(rows[0], rows[1:], 100, schedule, one_pass)
@@ -61,7 +65,7 @@ def test_budgets_up_to_half_the_longest_check_the_line():
     }  # fmt: skip
     assert check([*points, (59, 2e-4)]) is None  # two budgets are no check
     assert apart({"said": 3e-4, "is": 2e-4}) == apart({"said": 2e-4, "is": 3e-4}) == pytest.approx(1.5)
-    wide = report.budget_law({"budget_law": told(curves(noise=0.02))})
+    wide = in_words(told(curves(noise=0.02)))
     assert wide.endswith("budgets leaves it open by more than a factor of 1.5.")
 
 
@@ -94,19 +98,22 @@ def test_early_budgets_that_point_elsewhere_end_the_line_at_the_last_that_was_ru
     bent = {rate: Series(STEPS, np.r_[curve.value[:8], late[rate].value]) for rate, curve in found.items()}
     said = told(bent)
     assert said["for"] and all(x["run"] for x in said["for"])
-    assert report.budget_law({"budget_law": said}).endswith("For more than 100 steps this does not know the best rate.")
+    assert in_words(said).endswith("For more than 100 steps this does not know the best rate.")
 
 
 def test_the_words_name_the_line_its_budgets_and_what_nobody_ran():
-    words = report.budget_law({"budget_law": told(curves())})
+    words = in_words(told(curves()))
     assert "use about 6e-4 · (N/100)^-0.50: a line through the parabolas of 6 budgets of 10 to 100 steps" in words
     assert "From 40 steps and less it would have said 6e-4 for 100" in words
     assert words.endswith("For 200 steps, which nobody ran: 4.2e-4 [4.2e-4, 4.2e-4].")
+    placed = {"identified": True, "learning_rate": 7e-4, "interval": [3e-4, 1e-3]}
+    alone = "The ends alone, without the line, say 7e-4 [3e-4, 1e-3]."
+    assert alone in in_words(told(curves()), placed) and alone not in in_words(told(curves()), {"identified": False})
 
 
 @pytest.mark.parametrize("power", [-0.004, 0.004])
 def test_a_rate_that_no_budget_moves_has_no_power(power):
-    words = report.budget_law({"budget_law": told(curves(power))})
+    words = in_words(told(curves(power)))
     assert words.startswith("For N steps use about 6e-4, whatever N: a line through")
 
 

@@ -99,7 +99,7 @@ def test_of_rates_within_a_quarter_of_the_margin_the_lower_one_is_to_use(gap, us
     assert (found["best_rate"], found["advice"]["rate"]) == (4e-4, used)
     run = next(run for run in found["runs"] if run["id"] == found["adapter"]["run"])
     assert run["learning_rate"] == used
-    text, safer = headline.answer(found), "of rates so close the lower one is the safer"
+    text, safer = headline.answer(found), "of those within a quarter of that 2e-4 is the lowest, so the safest"
     assert re.search(rf"use {rate_label(used)} or .*2e-4 ends 0\.0\d\d above 4e-4", text)
     assert (safer in text) == (used == 2e-4)
 
@@ -433,13 +433,15 @@ def test_a_diverged_rate_shows_its_last_finite_loss_and_is_not_imputed(tmp_path)
 
 
 def test_the_passes_say_how_much_of_a_cost_a_second_pass_makes():
-    (first, second, *_) = report.passes(analyse({2e-4: "overfitting", 1e-3: "two epochs"}))
+    kinds = {2e-4: "overfitting", 1e-3: "two epochs"}
+    (first, second, *_) = report.passes(analyse(kinds, change=even))
     assert first == "The runs make 2.00 passes over the training examples; the first ends at step 50."
     assert re.match(
         r"2e-4 − 1e-3: [+-]0\.\d{3} after one pass \(step 50\), [+-]0\.\d{3} at the best checkpoints, \+0\.\d{3} at",
         second,
     )
     assert "of its cost at the end arises when examples are seen again" in second
+    assert len(report.passes(analyse(kinds))) == 2  # seeds that vary widely: the cost is within the margin
 
 
 def test_the_caption_explains_what_the_figure_has():
@@ -513,12 +515,27 @@ def test_what_was_trained_on_and_its_price_are_told(tmp_path):
     assert "7 test rows are training rows too" in page(analyse(seeds=1, rows_in_both_splits=7), tmp_path)
 
 
+def test_an_early_lead_says_how_often_it_ended_in_divergence():
+    found = analyse({2e-4: "good", 1e-3: "suboptimal", 5e-3: "harmed"})
+    for row in found["rates"][1:]:
+        row["flags"] = {"crossed": 3}
+    for diverged, told in ((3, "diverged"), (1, "diverged in 1 of 3 runs")):
+        found["rates"][2]["diverged"] = diverged
+        (lead,) = [words for words in report.insights(found) if words.startswith("Early lead")]
+        assert f"1e-3 (ended outside the margin) and 5e-3 ({told}) led at some point" in lead
+
+
 def test_the_modules_of_the_examples_are_told(tmp_path):
     def name(record):
         record["files"]["eval_nll.json"]["module"] = [f"m{i % 7}" for i in range(40)]
 
     text = page(analyse(change=name), tmp_path)
+    assert "- The best rate is chosen by the eval examples that also tell its loss" in text
     assert "3 seeds and 7 modules." in text and "independent" not in text
+    found = analyse(change=name)
+    row = next(x for x in found["rates"] if x["difference"]["end"])
+    row["difference"]["end"]["covers"] = "7 modules"
+    assert "each by itself, over 3 seeds and 7 modules, or 7 modules where there is one seed." in report.legend(found)
     text = page(analyse(), tmp_path)
     assert (
         "No module column says which" in text and "(no module column groups them), so they may be too narrow." in text
