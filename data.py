@@ -247,8 +247,8 @@ def shared_rows(train: Dataset, test: Dataset) -> int:
     return sum(json.dumps(row, sort_keys=True) in seen for row in test.select_columns(columns))
 
 
-def answered(tokenised: Dataset) -> Dataset:
-    """The rows with a token that the loss counts, which the first never is.
+def answered(tokenised: Dataset, split: str, max_length: int | None) -> Dataset:
+    """The rows with a token that the loss counts, which the first never is; InputError if there are none.
 
     A batch of others would have no loss but 0/0, which looks like divergence; TRL leaves them out only where it cuts.
     """
@@ -256,14 +256,15 @@ def answered(tokenised: Dataset) -> Dataset:
     later = compute.list_slice(labels, 1)
     counted = compute.not_equal(compute.list_flatten(later), -100)
     rows = compute.unique(compute.list_parent_indices(later).filter(counted))
+    if not len(rows):
+        raise InputError(f"{split}: no row has an answer{within(max_length)}")
     return tokenised if len(rows) == len(tokenised) else tokenised.select(rows.to_pylist())
 
 
 def what_was_read(data: DataConfig, splits: tuple[Dataset, Dataset], trainer, shared: int) -> str:
     """The first lines of a run: rows, tokens and steps, a row, and a warning if rows are shared by both splits.
 
-    The trainer has tokenised the rows, and left out those without an answer (within max_length); InputError if it has
-    left out all.
+    The trainer has tokenised the rows, and left out those without an answer (within max_length).
     """
     train, test = splits
     settings = trainer.args
@@ -284,16 +285,17 @@ def what_was_read(data: DataConfig, splits: tuple[Dataset, Dataset], trainer, sh
 
 def counts(name: str, rows: Dataset, tokenised: Dataset, max_length: int | None) -> str:
     """A split in numbers."""
-    within = f" within max_length: {max_length}" if max_length else ""
-    if not len(tokenised):
-        raise InputError(f"{name}: no row has an answer{within}")
     table = tokenised.with_format("arrow")[:]
     longest = compute.max(compute.list_value_length(table["input_ids"])).as_py()
     labels = compute.list_flatten(table["labels"])
     answers = compute.sum(compute.not_equal(labels, -100)).as_py() / len(labels)
     line = f"{name}: {len(rows):,} rows, {len(labels):,} tokens, longest {longest}, {answers:.0%} of them answers"
     left_out = len(rows) - len(tokenised)
-    return line + (f"; {left_out} left out, without an answer{within}" if left_out else "")
+    return line + (f"; {left_out} left out, without an answer{within(max_length)}" if left_out else "")
+
+
+def within(max_length: int | None) -> str:
+    return f" within max_length: {max_length}" if max_length else ""
 
 
 def marked(row: dict, tokenizer) -> str:

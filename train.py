@@ -115,13 +115,9 @@ class Trainer(SFTTrainer):
             )
         except ValueError as error:  # TRL's and PEFT's own checks: a chat template, the names of layers
             raise InputError(first_line(error)) from error
-        self.train_dataset: Dataset = answered(self.train_dataset)
-        self.eval_dataset: Dataset = answered(self.eval_dataset)
+        self.train_dataset: Dataset = answered(self.train_dataset, "train", training.max_length)
+        self.eval_dataset: Dataset = answered(self.eval_dataset, "test", training.max_length)
         training.model_init_kwargs = used  # for the record; TRL would have warned that it does not use them
-        for rows, split in ((self.train_dataset, "training"), (self.eval_dataset, "test")):
-            if not any(label != -100 for labels in rows["labels"] for label in labels[1:]):
-                hint = f"are their texts empty, or cut off by max_length: {training.max_length}?"
-                raise InputError(f"no {split} example has a token for the loss; {hint}")
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 dtype = torch.bfloat16 if training.adapter_dtype == "bfloat16" else torch.float32

@@ -189,8 +189,10 @@ def test_a_commit_is_told_by_the_folder():
 def test_a_row_of_which_the_loss_counts_nothing_is_left_out():
     labels = [[-100, 5], [-100, -100], [5], [], [5, -100], [5, 5]]
     rows = Dataset.from_dict({"labels": labels, "input_ids": labels})
-    assert data.answered(rows)["labels"] == [[-100, 5], [5, 5]]
-    assert len(data.answered(rows.select([1]))) == len(data.answered(rows.select([]))) == 0
+    assert data.answered(rows, "train", None)["labels"] == [[-100, 5], [5, 5]]
+    for none in (rows.select([1]), rows.select([])):
+        with pytest.raises(data.InputError, match=r"^train: no row has an answer within max_length: 64$"):
+            data.answered(none, "train", 64)
 
 
 def test_a_run_shows_what_it_reads():
@@ -217,9 +219,4 @@ def test_a_run_shows_what_it_reads():
     assert "3 steps of 8 rows, 12 epochs" in data.what_was_read(config, (rows, rows), trainer, shared=0)
     assert "What?⟦That.⟧" in shown
     assert "warning: 1 of 1 test rows are training rows too" in shown
-    trainer.eval_dataset = tokenised.select([])
-    for longest, within in ((64, " within max_length: 64"), (None, "")):
-        settings.max_length = longest
-        assert data.counts("train", rows, tokenised, longest).endswith(f"1 left out, without an answer{within}")
-        with pytest.raises(data.InputError, match=rf"test \(test\[:1\]\): no row has an answer{within}$"):
-            data.what_was_read(config, (rows, rows), trainer, shared=0)
+    assert data.counts("train", rows, tokenised, None).endswith("1 left out, without an answer")

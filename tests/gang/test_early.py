@@ -131,7 +131,7 @@ def expect(message: str | None, spoil, recipe: dict, parameters: dict, gang: boo
         (None, {"fsdp": "full_shard"}, "fsdp only works in distributed"),
         (lambda: change("intermediate_size", 64), {}, "size of tensor"),
         (lambda: Path("rows.jsonl").write_text('{"text": "2"}'), {"assistant_only_loss": False, "max_length": 1},
-         "no training example has a token for the loss; .*max_length: 1"),
+         "^train: no row has an answer within max_length: 1$"),
     ],
 )  # fmt: skip
 def test_the_first_run_is_rehearsed(spoil, recipe, message, gang, tmp_path, monkeypatch):
