@@ -92,3 +92,23 @@ def test_high_rates_are_unstable_or_diverge_in_half_of_the_seeds(classes, third,
         "diverged in 1 of these 10 seeds; over other seeds the share may be 0.02 to 0.40, so half is excluded"
     )
     assert hypotheses.very_high_diverges([row(5e-3, "incomplete")], 200, 0.03) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "interval", "seeds", "verdict", "evidence"),
+    [
+        (-0.5, (-0.9, -0.1), 3, "confirmed", "-0.500 nats per token, 95 % [-0.900, -0.100], 3 seeds × 6 paired steps"),
+        (-0.5, (-1.1, 0.1), 3, "inconclusive", "-0.500 nats per token, 95 % [-1.100, 0.100], 3 seeds × 6 paired steps"),
+        (0.5, (0.1, 0.9), 3, "refuted", "+0.500 nats per token, 95 % [0.100, 0.900], 3 seeds × 6 paired steps"),
+        (-0.031, None, 1, "confirmed", "-0.031 nats per token, against a margin of 0.030, 1 seed × 6 paired steps"),
+        (-0.029, None, 1, "inconclusive", "-0.029 nats per token, against a margin of 0.030, 1 seed × 6 paired steps"),
+        (0.031, None, 1, "refuted", "+0.031 nats per token, against a margin of 0.030, 1 seed × 6 paired steps"),
+    ],
+)
+def test_a_high_rate_starts_fast(mean, interval, seeds, verdict, evidence, monkeypatch):
+    found = SimpleNamespace(mean=mean, interval=interval, seeds=seeds, examples=6)
+    asked = []
+    monkeypatch.setattr(hypotheses, "paired_difference", lambda *arguments: asked.append(arguments) or found)
+    told = hypotheses.high_starts_fast([row(2e-4), row(1e-3)], 100, 0.03)
+    assert (told["verdict"], told["evidence"]) == (verdict, evidence)
+    assert asked == [([], 5, 10)] and told["n"] == seeds
