@@ -1,7 +1,6 @@
 """The base model: whether it can be trained, how it is loaded, and its matrices as numbers."""
 
 import json
-import math
 import re
 import warnings
 from pathlib import Path
@@ -21,7 +20,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -29,10 +27,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX_NAME
 from transformers.utils.hub import cached_files
 from trl import get_peft_config, get_quantization_config
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-from trl.data_utils import common_prefix_length
 from trl.trainer.utils import create_model_from_path
 
-from data import commit, is_conversational, row_format
+from data import commit, is_conversational
 from inputs import InputError, first_line
 from settings import BaseConfig, TrainConfig
 
@@ -134,10 +131,9 @@ def check_adapted(base: BaseConfig, config: PreTrainedConfig) -> None:
             dequantised(layer.get_base_layer())
 
 
-def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> PreTrainedTokenizerBase:
-    """The tokenizer with the template that TRL will write the rows with, if they are conversations.
-
-    InputError for tokens that it lacks, and for conversations that it cannot write, or not mark the answers of.
+def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> None:
+    """Raise InputError for tokens that the tokenizer lacks, and for conversations that the template which TRL will use
+    cannot write, or not mark the answers of.
     """
     tokenizer = AutoTokenizer.from_pretrained(base.model_name_or_path, revision=base.model_revision)
     for key, token in (("eos_token", training.eos_token), ("pad_token", training.pad_token)):
@@ -148,7 +144,7 @@ def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> Pr
             f"model_name_or_path {base.model_name_or_path!r} says no pad_token and no eos_token; set pad_token"
         )
     if not is_conversational(rows):
-        return tokenizer
+        return
     name = f"the chat template of model_name_or_path {base.model_name_or_path!r}"
     template = tokenizer.chat_template
     if path := training.chat_template_path:
@@ -180,42 +176,6 @@ def check_template(base: BaseConfig, training: TrainConfig, rows: Dataset) -> Pr
         if mark and 1 not in written["assistant_masks"]:
             hint = "put {% generation %} and {% endgeneration %} around the turns of role assistant"
             raise InputError(f"assistant_only_loss: {name} marks no answer in row {number}; {hint}")
-    return tokenizer
-
-
-def check_lengths(tokenizer: PreTrainedTokenizerBase, training: TrainConfig, rows: Dataset, split: str) -> None:
-    """Raise InputError if TRL would cut off the answers of all rows; rows are read until one keeps some of its own."""
-    kept = training.max_length
-    asks = {  # whether the loss leaves out a question
-        ("messages",): training.assistant_only_loss,
-        ("prompt", "completion"): training.completion_only_loss is not False,  # TRL takes None for yes
-        ("text",): False,
-    }
-    if kept is None or training.truncation_mode != "keep_start" or not asks[row_format(rows)]:
-        return
-    shortest = math.inf
-    for row in rows:
-        shortest = min(shortest, question_length(tokenizer, row))
-        if shortest < kept:
-            return
-    raise InputError(
-        f"{split}: no row has an answer within max_length: {kept}; the shortest question has {shortest} tokens"
-    )
-
-
-def question_length(tokenizer: PreTrainedTokenizerBase, row: dict) -> int:
-    """How many tokens of a row come before the first that the loss counts, as TRL tokenises it."""
-    options = template_options(row) | {"return_dict": True}
-    if "messages" in row:
-        written = tokenizer.apply_chat_template(row["messages"], return_assistant_tokens_mask=True, **options)
-        return [*written["assistant_masks"], 1].index(1)
-    asked, answer = row["prompt"], row["completion"]
-    if isinstance(asked, str):
-        question, both = tokenizer(asked), tokenizer(asked + answer)
-    else:
-        question = tokenizer.apply_chat_template(asked, add_generation_prompt=True, **options)
-        both = tokenizer.apply_chat_template(asked + answer, **options)
-    return common_prefix_length(question["input_ids"], both["input_ids"])
 
 
 def template_options(row: dict) -> dict:

@@ -57,7 +57,7 @@ from checkpoint import Checkpoint, Keeper, Rows, find, identity, interruption, p
 from data import DataConfig, answered, fingerprint, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
 from memory import OutOfMemory, fitting, release
-from model import check_lengths, check_model, check_template, dequantised, load_model, model_arguments, template_options
+from model import check_model, check_template, dequantised, load_model, model_arguments, template_options
 from settings import BaseConfig, Parser, TrainConfig, parse, swept_values
 
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
@@ -397,9 +397,7 @@ def read_data(data: DataConfig, training: TrainConfig, base: BaseConfig) -> tupl
     """The two splits. Whatever can be wrong before a run begins is an InputError here."""
     splits = load_splits(data, training.assistant_only_loss)
     check_model(base)
-    tokenizer = check_template(base, training, splits[0])
-    for rows, split in zip(splits, (data.dataset_train_split, data.dataset_test_split), strict=True):
-        check_lengths(tokenizer, training, rows, split)
+    check_template(base, training, splits[0])
     if PartialState().num_processes == 1 and torch.cuda.device_count() > 1:
         raise InputError("several GPUs are visible: set CUDA_VISIBLE_DEVICES to one, or start with accelerate launch")
     try:

@@ -5,6 +5,7 @@ that, or null. A second line gives the words and the environment with which the 
 whose base is loaded by then, goes on as a gang.
 """
 
+import gc
 import json
 import logging
 import math
@@ -18,19 +19,14 @@ import torch
 import train
 from checkpoint import find
 from gang import agent
+from gang.fit import unfit
 from gang.loop import Shared
 from gang.member import Member
 from inputs import InputError, first_line
 from memory import release
-from model import ADAPTED
 from settings import Parser, parse, swept_values
 
-# What train.read_data looks at beside the data; it is asked again only where one of these differs.
-OF_ROWS = (
-    "assistant_only_loss", "chat_template_path", "completion_only_loss", "eos_token", "max_length", "pad_token",
-    "truncation_mode",
-)  # fmt: skip
-OF_MODEL = ("model_name_or_path", "model_revision", "attn_implementation", *ADAPTED)
+TOGETHER = {f"--{key}" for key in agent.DIFFER}
 
 
 def words() -> tuple[list[str], Shared | None]:
@@ -54,43 +50,50 @@ def words() -> tuple[list[str], Shared | None]:
 
 
 def check(sweep: dict, calls: list[list[str]], gang: bool) -> Shared | None:
-    """Raise InputError for what a run, or a gang, would refuse; return what a gang can go on with.
+    """Raise InputError for what a run, or a gang, would refuse; return what the first gang can go on with.
 
-    `calls` are train.py's arguments in the sweep. All are read, and the first one does what a run does before its
-    first gradient.
+    `calls` are train.py's arguments in the sweep. Those that no gang would train together are rehearsed, each.
     """
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what is wrong is said once
-    known: list[list] = []
     if calls:
         Parser().know(map(str, sweep["parameters"]))  # calls lack those that have a distribution
+    apart: dict[tuple, list[str]] = {}
     for arguments in calls:
-        data, training, base = parse(arguments)
-        read = [vars(data), *(vars(training)[key] for key in OF_ROWS), *(vars(base)[key] for key in OF_MODEL)]
-        if read not in known:
-            train.read_data(data, training, base)
-            known.append(read)
-        if "wandb" not in training.report_to:
+        configuration = parse(arguments)
+        if "wandb" not in configuration[1].report_to:
             raise InputError("report_to: the report is made of what W&B gets; leave report_to out")
+        common = tuple(word for word in arguments if word.partition("=")[0] not in TOGETHER)
+        if gang and common not in apart and (reason := unfit(configuration)):
+            raise InputError(f"{reason}; {agent.ALONE}")
+        apart.setdefault(common, arguments)
     for name, spec in sweep["parameters"].items():
         for value in spec.get("values", [spec.get("value")]) if calls else ():
-            swept_values(training, {name: {"value": value}})
-    first = agent.first(sweep) if gang else None
-    if not calls:
-        return None
+            swept_values(configuration[1], {name: {"value": value}})
+    shared, first = None, agent.first(sweep) if gang else None
+    for arguments in apart.values():
+        loaded = rehearsed(first, arguments)
+        shared, first = shared or loaded, None
+        if len(apart) > 1:
+            gc.collect()  # which else waits until all is imported: a trainer and what it calls back hold each other
+    return shared
+
+
+def rehearsed(first: Member | None, arguments: list[str]) -> Shared | None:
+    """What `rehearse` returns; whatever it meets is an InputError, but for a lack of memory."""
     try:
-        return rehearse(first, calls[0])
+        return rehearse(first, arguments)
     except InputError:
         raise
     except torch.OutOfMemoryError as error:
         release(error)  # a run tells what would fit, and a gang tries it
         return None
     except Exception as error:  # of whatever library meets what it did not expect
-        hint = f"for all of it: python train.py {shlex.join(calls[0])}"
+        hint = f"for all of it: python train.py {shlex.join(arguments)}"
         raise InputError(f"no run could begin: {type(error).__name__}: {first_line(error)}; {hint}") from error
 
 
 def rehearse(first: Member | None, arguments: list[str]) -> Shared | None:
-    """All that comes before the first gradient of the sweep's first run, but for its W&B run."""
+    """All that comes before a run's first gradient, but for its W&B run; of a gang's `first`, what it has loaded."""
     shared = None
     with tempfile.TemporaryDirectory() as folder:
         if first:
