@@ -40,14 +40,18 @@ class Member:
         self.error: BaseException | None = None
         self.stopped = False  # the server wants it to end
         self.resumed: Checkpoint | None = None
+        self.configured = False
 
     def configure(self, sweep: str | None) -> None:
-        """Read its flags, and find what it goes on with; InputError if the flags are not train.py's."""
+        """Read its flags, and find what it goes on with, once; InputError if the flags are not train.py's."""
+        if self.configured:
+            return
         self.data, self.training, self.base = parse(self.flags)
         self.swept = swept_values(self.training, self.point)
         self.folder = self.training.output_dir
         self.settings = identity(self.data, self.training, self.base)
         self.resumed = find(self.training, self.settings, self.run_id, sweep)
+        self.configured = True
 
     @property
     def start(self) -> int:

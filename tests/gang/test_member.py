@@ -1,5 +1,6 @@
 """gang/member.py: the batches that a member's trainer would take, and how its run ends."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 
 from gang import member
 from gang.member import Member
+from inputs import InputError
 from memory import OutOfMemory
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_batches_are_those_of_a_trainer_epoch_after_epoch():
@@ -30,6 +34,19 @@ def test_batches_are_those_of_a_trainer_epoch_after_epoch():
     assert [batches for _, batches, _ in found] == [rows, rows[:1], rows, rows[:1]] and epochs == [0, 1]
     # Where the trainer counts no tokens, the mean of the micro-batches' means.
     assert [items for _, _, items in found] == [[8.0, 8.0], [2.0], [6.0, 2.0], [3.0]]
+
+
+def test_flags_are_read_once_unless_they_are_refused(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    subject = Member("r", {"seed": {"value": 1}}, ["--config", "recipes/starter.yaml", "--seed", "1"])
+    subject.configure(None)
+    training = subject.training
+    subject.configure(None)
+    assert subject.training is training and training.seed == 1
+    refused = Member("r", {}, ["--lerning_rate", "1e-3"])
+    for _ in range(2):
+        with pytest.raises(InputError, match="learning_rate"):
+            refused.configure(None)
 
 
 def ended(error: BaseException | None, stopped: bool = False) -> tuple[Member, list]:
