@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy
 from datasets import Dataset, Features, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -286,7 +287,7 @@ def what_was_read(data: DataConfig, splits: tuple[Dataset, Dataset], trainer, sh
 def counts(name: str, rows: Dataset, tokenised: Dataset, max_length: int | None) -> str:
     """A split in numbers."""
     table = tokenised.with_format("arrow")[:]
-    longest = compute.max(compute.list_value_length(table["input_ids"])).as_py()
+    longest = lengths(tokenised).max()
     labels = compute.list_flatten(table["labels"])
     answers = compute.sum(compute.not_equal(labels, -100)).as_py() / len(labels)
     line = f"{name}: {len(rows):,} rows, {len(labels):,} tokens, longest {longest}, {answers:.0%} of them answers"
@@ -296,6 +297,11 @@ def counts(name: str, rows: Dataset, tokenised: Dataset, max_length: int | None)
 
 def within(max_length: int | None) -> str:
     return f" within max_length: {max_length}" if max_length else ""
+
+
+def lengths(tokenised: Dataset) -> numpy.ndarray:
+    """How many tokens each row has."""
+    return compute.list_value_length(tokenised.with_format("arrow")["input_ids"][:]).to_numpy()
 
 
 def marked(row: dict, tokenizer) -> str:

@@ -54,7 +54,7 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 import adapter
 import guides
 from checkpoint import Checkpoint, Keeper, Rows, find, identity, interruption, preempting
-from data import DataConfig, answered, fingerprint, load_splits, shared_rows, what_was_read
+from data import DataConfig, answered, fingerprint, lengths, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
 from memory import OutOfMemory, fitting, release
 from model import check_model, check_template, dequantised, load_model, model_arguments, template_options
@@ -126,13 +126,13 @@ class Trainer(SFTTrainer):
         if training.adapter_dtype == "bfloat16_weights":
             self.add_callback(RoundWeights())
         self.generation_examples = self.eval_dataset.select(range(min(GENERATED_EXAMPLES, len(self.eval_dataset))))
-        by_length = sorted(range(len(self.eval_dataset)), key=lambda i: -len(self.eval_dataset[i]["input_ids"]))
+        by_length = numpy.argsort(-lengths(self.eval_dataset), kind="stable")
         self.eval_dataset = self.eval_dataset.select(by_length)  # equal lengths share a batch: least padding
         self.lora_layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, LoraLayer)}
         self.weight_squares = {name: weight_square(layer) for name, layer in self.lora_layers.items()}
         self.example_losses: dict = {"steps": [], "tokens": [], "nll": []}
         if "module" in self.eval_dataset.column_names:  # examples of one module are alike: the statistics cluster by it
-            self.example_losses["module"] = list(self.eval_dataset["module"])
+            self.example_losses["module"] = self.eval_dataset["module"][:]
         self.first_batch_hash: str | None = None
 
     def training_step(self, model, inputs, *arguments, **keywords):
@@ -338,7 +338,7 @@ def describe_data(trainer: Trainer, train: Dataset, test: Dataset) -> dict:
         "rows_in_both_splits": shared_rows(train, test),
         "train_examples": len(trainer.train_dataset),
         "eval_examples": len(trainer.eval_dataset),
-        "train_tokens": sum(map(len, trainer.train_dataset["input_ids"])),
+        "train_tokens": int(lengths(trainer.train_dataset).sum()),
     }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import train
 from checkpoint import interruption
+from data import lengths
 from gang.checkpoint import Checkpoints
 from gang.fit import unfit
 from gang.member import Member, Plan, plans
@@ -119,12 +120,12 @@ class Shared:
         self.data, self.revision = first.data, first.base.model_revision
         self.model = load_model(first.base, first.training)
         first.equip(twin(self.model), splits)
-        rows = first.trainer.train_dataset["input_ids"]
-        self.packed = packable(self.model, rows)
         trainer = first.trainer
         self.described = train.describe_data(trainer, *splits)
         shared = self.described["rows_in_both_splits"]
         self.read = train.what_was_read(first.data, splits, trainer, shared)
+        by_length = numpy.argsort(lengths(trainer.train_dataset), kind="stable")
+        self.packed = packable(self.model, trainer.train_dataset.select(by_length[[0, -1]])["input_ids"])
         self.splits = trainer.train_dataset, trainer.eval_dataset
         self.questions = trainer.questions()
         self.tokens = numpy.array(list(map(scored_tokens, trainer.eval_dataset["labels"])))
@@ -203,7 +204,7 @@ class Gang:
             layers = [member.trainer.lora_layers for member in self.members]
             self.step = Step(self.shared.model, layers, training, checkpointing=self.shared.checkpointing)
             device, rows = self.step.device, training.per_device_train_batch_size
-            longest = max(map(len, self.shared.splits[0]["input_ids"]))
+            longest = int(lengths(self.shared.splits[0]).max())
             # A step keeps what every layer computes for its backward pass, an evaluation nothing; more than that many
             # rows at once save launches on a GPU and miss the caches of a CPU.
             layers_kept = 1 if device.type == "cpu" or self.step.checkpointing else self.step.hidden_layers // 2

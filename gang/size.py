@@ -9,9 +9,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import torch
 from transformers import PreTrainedModel
 
+from data import lengths
 from gang.member import Member
 from gang.step import Step, free_memory, together
 from inputs import InputError
@@ -78,8 +80,7 @@ def measure(model: PreTrainedModel, first: Member, packed: bool, checkpointing: 
     """Steps of one and of two members on the longest batch that the data can give."""
     trainer, rows = first.trainer, first.training.per_device_train_batch_size
     data = trainer.train_dataset.select_columns(["input_ids", "labels"])
-    lengths = list(map(len, data["input_ids"]))
-    longest = sorted(range(len(data)), key=lengths.__getitem__)[-rows:]
+    longest = numpy.argsort(lengths(data), kind="stable")[-rows:]
     collated = trainer.data_collator(list(data.select(longest)))
     device, seconds, used = model.device, [], []
     for n in (1, 2):
