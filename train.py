@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,11 +129,15 @@ class Trainer(SFTTrainer):
         by_length = numpy.argsort(-lengths(self.eval_dataset), kind="stable")
         self.eval_dataset = self.eval_dataset.select(by_length)  # equal lengths share a batch: least padding
         self.lora_layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, LoraLayer)}
-        self.weight_squares = {name: weight_square(layer) for name, layer in self.lora_layers.items()}
         self.example_losses: dict = {"steps": [], "tokens": [], "nll": []}
         if "module" in self.eval_dataset.column_names:  # examples of one module are alike: the statistics cluster by it
             self.example_losses["module"] = self.eval_dataset["module"][:]
         self.first_batch_hash: str | None = None
+
+    @cached_property
+    def weight_squares(self) -> dict[str, float]:
+        """‖W‖_F² of each adapted matrix."""
+        return {name: weight_square(layer) for name, layer in self.lora_layers.items()}
 
     def training_step(self, model, inputs, *arguments, **keywords):
         self.record_first_batch(inputs)

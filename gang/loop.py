@@ -127,12 +127,13 @@ class Shared:
         by_length = numpy.argsort(lengths(trainer.train_dataset), kind="stable")
         self.packed = packable(self.model, trainer.train_dataset.select(by_length[[0, -1]])["input_ids"])
         self.splits = trainer.train_dataset, trainer.eval_dataset
-        self.questions = trainer.questions()
+        self.questions, self.weight_squares = trainer.questions(), trainer.weight_squares
         self.tokens = numpy.array(list(map(scored_tokens, trainer.eval_dataset["labels"])))
 
     def equip(self, member: Member) -> None:
         member.data, member.base.model_revision = self.data, self.revision
         member.equip(twin(self.model), self.splits, tokenised=True)
+        member.trainer.weight_squares = self.weight_squares
 
 
 class Result:

@@ -119,6 +119,7 @@ def test_fifty_steps_equal_train_py_with_other_seeds_and_ranks_beside(tmp_path):
         assert_equal(rows(member), alone(tmp_path, **point))
     first, second = members
     assert first.trainer.first_batch_hash != second.trainer.first_batch_hash
+    assert first.trainer.weight_squares is second.trainer.weight_squares  # of the base, so computed once
 
 
 def test_a_member_that_diverges_leaves_the_others_bit_for_bit(tmp_path, monkeypatch):
