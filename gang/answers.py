@@ -3,6 +3,7 @@
 Of instruction data one token in five or so is an answer's, and what follows the last attention treats each by itself.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,10 +60,26 @@ def on_answers(model: PreTrainedModel) -> list[OnAnswers]:
     found = []
     for end in LAST:
         names = [name for name, _ in model.named_modules() if name.endswith(end)]
-        if names:
-            found.append(OnAnswers(model.get_submodule(names[-1])))
+        if names and at_the_end(model, module := model.get_submodule(names[-1])):
+            found.append(OnAnswers(module))
             model.set_submodule(names[-1], found[-1])
     return found
+
+
+@torch.no_grad()
+def at_the_end(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Whether no token's result depends on what the module sees of another.
+
+    The name alone does not tell: a model may end with recurrent layers, or pass through its layers again.
+    """
+    if len(inspect.signature(module.forward).parameters) > 1:  # Bloom's adds what comes past it
+        return False
+    ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
+    first = torch.tensor([True, False], device=model.device)[:, None]
+    hook = module.register_forward_pre_hook(lambda _, x: x[0].masked_fill(first, torch.nan))
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hook.remove()
+    return bool(hidden[0, -1].isfinite().all())
 
 
 @contextmanager

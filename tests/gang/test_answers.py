@@ -1,9 +1,11 @@
 """gang/answers.py: what follows the last attention sees the answers alone, and nothing that is read changes."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from gang.answers import OnAnswers, answers, on_answers, only
 
@@ -30,8 +32,27 @@ def test_answers_get_what_the_module_gives_and_the_others_zero(places, fillers, 
     assert not y[(weight == 0).all(-1)].any() and torch.equal(replaced(x), module(x))
 
 
-def test_it_is_the_last_of_each_kind_that_is_replaced():
-    model = nn.ModuleDict({name: nn.ModuleDict({"mlp": nn.Linear(2, 2), "a": nn.Linear(2, 2)}) for name in ("x", "y")})
-    last = model["y"]["mlp"]
-    (found,) = on_answers(model)
-    assert model["y"]["mlp"] is found and found.module is last and isinstance(model["x"]["mlp"], nn.Linear)
+TINY = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32,
+    "num_key_value_heads": 1, "pad_token_id": 0,
+}  # fmt: skip
+LINEAR = dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8) | {
+    "layer_types": ["full_attention", "linear_attention"], "linear_num_key_heads": 1, "linear_num_value_heads": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "replaced"),
+    [
+        ("llama", {}, ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp"]),
+        ("qwen3_5_text", LINEAR, ["model.layers.1.mlp"]),  # its last o_proj has a recurrent layer after it
+        ("bloom", {"n_head": 2, "n_layer": 1}, []),  # its mlp adds to the residual by itself
+    ],
+)
+def test_what_no_other_token_sees_is_replaced(kind, changes, replaced):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**TINY | changes))
+    before = dict(model.named_modules())
+    found = on_answers(model)
+    assert [name for name, module in model.named_modules() if isinstance(module, OnAnswers)] == replaced
+    assert [one.module for one in found] == [before[name] for name in replaced]
