@@ -4,6 +4,7 @@ import math
 
 from analysis import behaviour
 from analysis.files import number
+from analysis.refinement import TIED
 from analysis.statistics import BASIN_NATS, BASIN_SD, BASIN_SHARE
 from analysis.words import bounds, decimals, in_words, labels, listed, plural, rate_bounds, rate_label, settings, some
 
@@ -210,9 +211,10 @@ def ties(r: dict, advice: dict) -> list[str]:
     where = f"{names} ends {gap} above" if len(rows) == 1 else f"They end within {gap} of"  # named before
     unsettled = any(x["basin"]["verdict"] != "in" for x in rows)
     doubt = f", though {seeds_do({x['final_eval']['n'] for x in rows})} not settle it" if unsettled else ""
-    why = f"; of those within a quarter of that {rate_label(advice['rate'])} is the lowest, so the safest"
+    width = r["basin"]["width"]
+    why = f"; of those within {decimals(TIED * width)} of it {rate_label(advice['rate'])} is the lowest, so the safest"
     why = "" if advice["rate"] == r["best_rate"] else why
-    return [f"{where} {best}, less than matters here ({decimals(r['basin']['width'])}){doubt}{why}."]
+    return [f"{where} {best}, less than matters here ({decimals(width)}){doubt}{why}."]
 
 
 def placed(r: dict) -> list[str]:

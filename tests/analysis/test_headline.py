@@ -97,7 +97,7 @@ def test_which_rates_do_as_well_and_how_unsteady_they_were():
     assert headline.ties(r, advice(4e-4, 8e-4)) == ["8e-4 ends 0.010 above 4e-4, less than matters here (0.030)."]
     assert headline.ties(r, advice(1e-4, 2e-4, 4e-4)) == [
         "They end within 0.020 of 4e-4, less than matters here (0.030), though two to three seeds do not settle it; of "
-        "those within a quarter of that 1e-4 is the lowest, so the safest."
+        "those within 0.007 of it 1e-4 is the lowest, so the safest."
     ]
     for used, said in (
         (advice(8e-4), []),

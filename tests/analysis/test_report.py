@@ -99,7 +99,7 @@ def test_of_rates_within_a_quarter_of_the_margin_the_lower_one_is_to_use(gap, us
     assert (found["best_rate"], found["advice"]["rate"]) == (4e-4, used)
     run = next(run for run in found["runs"] if run["id"] == found["adapter"]["run"])
     assert run["learning_rate"] == used
-    text, safer = headline.answer(found), "of those within a quarter of that 2e-4 is the lowest, so the safest"
+    text, safer = headline.answer(found), " of it 2e-4 is the lowest, so the safest"
     assert re.search(rf"use {rate_label(used)} or .*2e-4 ends 0\.0\d\d above 4e-4", text)
     assert (safer in text) == (used == 2e-4)
 
