@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+import warnings
 
 
 def size(text: str) -> int | None:
@@ -31,7 +32,6 @@ def main(words: list[str], shared=None) -> int:
     if options.sweep.count("/") != 2:
         print(f"gang: {options.sweep!r}: give ENTITY/PROJECT/SWEEP, as `wandb sweep` prints it", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the imports below are done
     # Under these W&B's client would give every run of this process the same id.
     for variable in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
@@ -55,7 +55,10 @@ def main(words: list[str], shared=None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     gc.disable()  # half a million objects are to come, and no garbage; to look for it takes seconds
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # as train.py
     if sys.argv[1:] == ["-"]:
         from gang import early  # here, since torch and TRL take seconds
 

@@ -31,6 +31,7 @@ TOGETHER = {f"--{key}" for key in agent.DIFFER}
 
 def words() -> tuple[list[str], Shared | None]:
     """Answer the first line; return the words of the second, and what has been loaded. Exit if there is none."""
+    gc.freeze()  # what is imported stays, and to look for garbage takes moments
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)  # what libraries print is no answer
         shared, fault = None, None
@@ -73,8 +74,8 @@ def check(sweep: dict, calls: list[list[str]], gang: bool) -> Shared | None:
     for arguments in apart.values():
         loaded = rehearsed(first, arguments)
         shared, first = shared or loaded, None
-        if len(apart) > 1:
-            gc.collect()  # which else waits until all is imported: a trainer and what it calls back hold each other
+        gc.collect()  # a trainer and what it calls back hold each other, and the memory that is needed next
+        torch.cuda.empty_cache()
     return shared
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,24 @@ def expect(message: str | None, spoil, recipe: dict, parameters: dict, gang: boo
 def test_the_first_run_is_rehearsed(spoil, recipe, message, gang, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expect(message, spoil, recipe, {}, gang)
+
+
+def test_a_trainer_is_freed_before_the_next_one_is_built(monkeypatch):
+    class Trainer:
+        pass
+
+    def rehearse(first, arguments) -> None:
+        assert all(trainer() is None for trainer in left)
+        trainer = Trainer()
+        trainer.calls_back = trainer
+        left.append(weakref.ref(trainer))
+
+    left: list[weakref.ref] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(early, "rehearse", rehearse)
+    calls = [["--config", "recipes/starter.yaml", f"--max_steps={steps}"] for steps in (20, 30)]
+    assert early.check({"parameters": {}}, calls, gang=False) is None
+    assert [trainer() for trainer in left] == [None, None]
 
 
 @pytest.mark.parametrize("started", [True, False])
