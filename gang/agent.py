@@ -113,11 +113,6 @@ def first(sweep: dict) -> Member:
     return member
 
 
-def alike(point: dict) -> dict:
-    """What the points of one gang have in common."""
-    return {key: entry for key, entry in point.items() if key not in DIFFER}
-
-
 def difference(first: dict, other: dict) -> str | None:
     """What keeps a point of the sweep out of the first one's gang, as "key: value, not value"."""
     for key, entry in other.items():
@@ -154,8 +149,8 @@ class Agents:
         seats: dict[str, tuple[Agent, Member]] = {}
         done = threading.Event()
         members = self.seat(self.agents, seats)
-        # What they have in common may say which base; else the next gang goes on with the one that is loaded.
-        if self.loop.shared and alike(self.loop.shared.point) != alike(members[0].point):
+        # What differs may say which base; else the next gang goes on with the one that is loaded.
+        if self.loop.shared and difference(self.loop.shared.point, members[0].point):
             self.loop.shared = None
         heart = threading.Thread(target=self.keep_alive, args=(done,))
         heart.start()
