@@ -132,7 +132,7 @@ def legend(r: dict) -> str:
     found = [d["covers"] for x in by_loss(r)[1:] if (d := x["difference"]["end"]) and d["interval"]]
     if found:
         narrow = "" if modules_known(r) else "; examples taken as independent (no module column), so perhaps too narrow"
-        over = sorted(set(found), key=len, reverse=True)  # what has no seeds in it comes last
+        over = sorted(dict.fromkeys(found), key=len, reverse=True)  # what has no seeds in it comes last
         alone = " where there is one seed" if len(over) > 1 and "seeds" not in over[-1] else ""
         words += f"Intervals: 95 % each by itself, over {', or '.join(over)}{alone}{narrow}."
     if winner(r) is None and by_loss(r) and len(r["rates"]) > 1:

@@ -536,6 +536,9 @@ def test_the_modules_of_the_examples_are_told(tmp_path):
     row = next(x for x in found["rates"] if x["difference"]["end"])
     row["difference"]["end"]["covers"] = "7 modules"
     assert "each by itself, over 3 seeds and 7 modules, or 7 modules where there is one seed." in report.legend(found)
+    for count, row in enumerate(report.by_loss(found)[1:], 2):  # of one length, they stand in the order of the rates
+        row["difference"]["end"]["covers"] = f"{count} seeds and 7 modules"
+    assert "over 2 seeds and 7 modules, or 3 seeds and 7 modules." in report.legend(found)
     text = page(analyse(), tmp_path)
     assert (
         "No module column says which" in text and "(no module column groups them), so they may be too narrow." in text
