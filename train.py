@@ -115,8 +115,9 @@ class Trainer(SFTTrainer):
             )
         except ValueError as error:  # TRL's and PEFT's own checks: a chat template, the names of layers
             raise InputError(first_line(error)) from error
-        self.train_dataset: Dataset = answered(self.train_dataset, "train", training.max_length)
-        self.eval_dataset: Dataset = answered(self.eval_dataset, "test", training.max_length)
+        if not (training.dataset_kwargs or {}).get("skip_prepare_dataset"):  # another member of a gang has had them so
+            self.train_dataset: Dataset = answered(self.train_dataset, "train", training.max_length)
+            self.eval_dataset: Dataset = answered(self.eval_dataset, "test", training.max_length)
         training.model_init_kwargs = used  # for the record; TRL would have warned that it does not use them
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:

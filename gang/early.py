@@ -22,6 +22,7 @@ from gang import agent
 from gang.fit import unfit
 from gang.loop import Shared
 from gang.member import Member
+from gang.step import Step, together
 from inputs import InputError, first_line
 from memory import release
 from settings import Parser, parse, swept_values
@@ -89,12 +90,14 @@ def rehearsed(first: Member | None, arguments: list[str]) -> Shared | None:
         release(error)  # a run tells what would fit, and a gang tries it
         return None
     except Exception as error:  # of whatever library meets what it did not expect
-        hint = f"for all of it: python train.py {shlex.join(arguments)}"
+        hint = f"for all of it: python train.py {shlex.join(arguments)}" + f"; if that runs, {agent.ALONE}" * bool(
+            first
+        )
         raise InputError(f"no run could begin: {type(error).__name__}: {first_line(error)}; {hint}") from error
 
 
 def rehearse(first: Member | None, arguments: list[str]) -> Shared | None:
-    """All that comes before a run's first gradient, but for its W&B run; of a gang's `first`, what it has loaded."""
+    """All that comes before a run's first update, but for its W&B run; of a gang's `first`, what it has loaded."""
     shared = None
     with tempfile.TemporaryDirectory() as folder:
         if first:
@@ -107,12 +110,17 @@ def rehearse(first: Member | None, arguments: list[str]) -> Shared | None:
             splits = train.read_data(data, training, base)
             training.output_dir = folder
             trainer = train.Trainer(base, training, *splits)
-        batch = next(iter(trainer.get_train_dataloader()), None)
+        batch = next(iter(first.loader if first else trainer.get_train_dataloader()), None)
         if batch is None:
             what = f"{len(trainer.train_dataset)} rows are fewer than a batch"
             raise InputError(f"dataloader_drop_last: {what}; leave it out, or lower per_device_train_batch_size")
-        with torch.no_grad(), trainer.accelerator.autocast():
-            loss = float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)))
+        if first:
+            step = Step(shared.model, [trainer.lora_layers], trainer.args)
+            step.graphs = {}
+            loss = step.train(together([batch], [1.0], 0, None, shared.packed), torch.zeros(1), False)[0, 0]
+        else:
+            with torch.no_grad(), trainer.accelerator.autocast():
+                loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
     if not math.isfinite(loss):
-        raise InputError(f"the loss of the untrained model is {loss}; see what the first row says, and dtype")
+        raise InputError(f"the loss of the untrained model is {float(loss)}; see what the first row says, and dtype")
     return shared
