@@ -124,12 +124,16 @@ def csv_options(path: Path) -> dict:
 
 
 def header(file: Path) -> list[str]:
-    """The first line of a CSV file that is not blank."""
+    """The first line of a CSV file that is not blank. Were the next one longer, pandas would shift its fields."""
+    csv.field_size_limit(sys.maxsize)  # a row may be long; 131,072 characters is Python's limit
     with open(file, encoding="utf-8-sig", newline="") as lines:
-        for names in csv.reader(lines):
-            if names:
-                return names
-    raise InputError(f"{file} is empty")
+        filled = filter(None, csv.reader(lines))
+        if not (names := next(filled, None)):
+            raise InputError(f"{file} is empty")
+        if len(row := next(filled, names)) > len(names):
+            hint = "a text with a comma needs quotes"
+            raise InputError(f"{file}: the first row has {len(row)} fields and the header {len(names)}; {hint}")
+    return names
 
 
 def data_files(path: Path) -> list[Path]:
@@ -180,9 +184,10 @@ def check_rows(dataset: Dataset, assistant_only_loss: bool) -> None:
     if not len(dataset):
         raise InputError("no rows")
     columns = row_format(dataset)
-    if columns == ("messages",) and not is_conversational(dataset):
+    conversational = is_conversational(dataset)
+    if columns == ("messages",) and not conversational:
         raise InputError("messages: a list of turns is expected; .jsonl and .parquet can hold one, .csv cannot")
-    if assistant_only_loss and not is_conversational(dataset):
+    if assistant_only_loss and not conversational:
         counted = "every token" if columns == ("text",) else "the completion's tokens"
         rows = " + ".join(columns)
         raise InputError(f"assistant_only_loss: true needs messages; of {rows} {counted} count: set it to false")
@@ -196,6 +201,8 @@ def check_rows(dataset: Dataset, assistant_only_loss: bool) -> None:
                 raise InputError(f"row {number}: a turn without a role; give each one, such as user or assistant")
         if len({type(value) for value in row.values()}) > 1:
             raise InputError(f"row {number}: of {' and '.join(columns)} one is text and one a list of turns")
+        if isinstance(next(iter(row.values())), list) != conversational:
+            raise InputError(f"row {number}: text where others have a list of turns, or the other way round")
         if assistant_only_loss and not any(turn["role"] == "assistant" for turn in turns):
             raise InputError(f"row {number}: no turn of the assistant, so assistant_only_loss has nothing to count")
 
