@@ -32,6 +32,9 @@ def read(path: Path) -> dict:
     sweep = read_yaml(path, "--sweep")
     if not isinstance(sweep.get("parameters"), dict):
         raise InputError(f"--sweep {path}: no parameters; see sweep.yaml for the form")
+    for key in (*sweep, *sweep["parameters"]):
+        if not isinstance(key, str):
+            raise InputError(f"{path}: the key {key} is no text to YAML; write it in quotes")
     for name, parameter in sweep["parameters"].items():
         values = parameter.get("values", [parameter.get("value")]) if isinstance(parameter, dict) else None
         if not isinstance(values, list) or not values:
@@ -49,7 +52,9 @@ def read(path: Path) -> dict:
         raise InputError(f"{path}: run_cap: {cap} must be a whole number from 1 up")
     if cap is None and sweep.get("method") in ("random", "bayes"):
         raise InputError(f"{path}: method: {sweep['method']} has no end of its own; add run_cap: N, the number of runs")
-    if (program := sweep.get("program")) and not Path(program).is_file():
+    if not isinstance(program := sweep.get("program", ""), str):
+        raise InputError(f"{path}: program: {program}: write a file's name, as in sweep.yaml")
+    if program and not Path(program).is_file():
         raise InputError(f"{path}: program: {program}: there is no such file")
     if (recipe := recipe_of(sweep)) is not None:
         read_yaml(recipe, f"{path}: --config")
@@ -62,11 +67,34 @@ def check_points(path: Path, sweep: dict) -> None:
     points = calls(sweep)
     if points and "${args}" not in (sweep.get("command") or ["${args}"]):
         raise InputError(f"{path}: command: write ${{args}} where train.py is to get what varies, as in sweep.yaml")
+    words = [str(word).partition("=")[0].removeprefix("--").replace("-", "_") for word in sweep.get("command") or ()]
+    for name, spec in sweep["parameters"].items() if points else ():
+        if "parameters" in spec:
+            raise InputError(f"{path}: {name}: train.py takes one value; write `values: [...]` or `value: ...`")
+        if name in words:
+            raise InputError(f"{path}: {name} stands in command as well; leave out one of them")
     for arguments in points:
         try:
             inputs.check(arguments)
         except inputs.InputError as error:
             raise InputError(f"{path}: {error}") from error
+
+
+def listed(spec: dict) -> list:
+    """The values of a parameter; none if it has a distribution."""
+    return spec.get("values", [spec["value"]] if "value" in spec else [])
+
+
+def tried(spec: dict) -> list:
+    """The values of a parameter; of a distribution between bounds two near them, which its bounds need not be."""
+    low, high = spec.get("min"), spec.get("max")
+    if listed(spec) or not (isinstance(low, int | float) and isinstance(high, int | float)):
+        return listed(spec)
+    whole, inside = isinstance(low, int) and isinstance(high, int), (high - low) / 1000
+    kind = spec.get("distribution", "int_uniform" if whole else "uniform")
+    if kind == "int_uniform":
+        return [low, high]
+    return [low + inside, high - inside] if kind in ("uniform", "log_uniform_values") else []
 
 
 def calls(sweep: dict) -> list[list[str]]:
@@ -79,18 +107,18 @@ def calls(sweep: dict) -> list[list[str]]:
     if "train.py" not in programs:
         return []
     flags = words[programs.index("train.py") + 1 :]
-    values = {name: spec.get("values", [spec.get("value")]) for name, spec in sweep["parameters"].items()}
-    first = {name: listed[0] for name, listed in values.items()}
+    axes = {name: values for name, spec in sweep["parameters"].items() if (values := tried(spec))}
+    first = {name: values[0] for name, values in axes.items()}
     found = []
-    for point in (first, *(first | {name: value} for name, listed in values.items() for value in listed[1:])):
-        given = [f"--{name}={value}" for name, value in point.items() if value is not None]
+    for point in (first, *(first | {name: value} for name, values in axes.items() for value in values[1:])):
+        given = [f"--{name}={value}" for name, value in point.items()]
         found.append([word for flag in flags for word in (given if flag == "${args}" else [flag])])
     return found
 
 
 def runs_of(sweep: dict) -> float:
     """How many runs the sweep will have; infinite if that is not known before the server has it."""
-    counts = [len(spec.get("values", [spec.get("value")])) for spec in sweep["parameters"].values()]
+    counts = [len(listed(spec)) or math.inf for spec in sweep["parameters"].values()]
     return min(math.prod(counts) if sweep.get("method") == "grid" else math.inf, sweep.get("run_cap") or math.inf)
 
 

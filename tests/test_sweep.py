@@ -37,6 +37,15 @@ NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for be
         (RATES + "command: [x, --config=no.yaml]", "--config no.yaml: No such file"),
         (RATES + "name: 20261201", "name: 20261201 is no text to YAML; write it in quotes"),
         (RATES + "command: python train.py", "command: python train.py: write a list of words"),
+        (TRAIN + RATES.replace("values", "parameters"), "learning_rate: train.py takes one value"),
+        (
+            TRAIN.replace("starter.yaml,", "starter.yaml, --learning-rate=0.1,") + RATES,
+            "learning_rate stands in command",
+        ),
+        (RATES + "program: [train.py]", "program: ['train.py']: write a file's name"),
+        (RATES + "program:", "program: None: write a file's name"),
+        ("parameters: {2026-12-01: {value: 1}}", "the key 2026-12-01 is no text to YAML; write it in quotes"),
+        (RATES + "1: a", "the key 1 is no text to YAML"),
         (TRAIN.replace(", '${args}'", "") + RATES, "command: write ${args} where train.py is to get what varies"),
         (RATES + "command: [x, --config, README.md]", "--config README.md: "),
         ("- 1", "expected `key: value` lines"),
@@ -64,3 +73,17 @@ def test_the_sweeps_of_the_project_can_be_read(tmp_path, monkeypatch):
     few = tmp_path / "sweep.yaml"
     few.write_text("rates: &rates [1.0e-5, 1.0e-4]\nparameters: {learning_rate: {values: *rates}}\n")
     assert sweep.read(few)["parameters"]["learning_rate"]["values"] == [1.0e-5, 1.0e-4]
+
+
+@pytest.mark.parametrize(
+    ("more", "runs"),
+    [
+        ({}, 6),
+        ({"run_cap": 4}, 4),
+        ({"method": "random", "run_cap": 7}, 7),
+        ({"parameters": {"learning_rate": {"value": 1.0e-5}, "lora_r": {"min": 4, "max": 6}}}, float("inf")),
+    ],
+)
+def test_how_many_runs_there_will_be_is_known_or_not(more, runs):
+    values = {"learning_rate": {"values": [1.0e-5, 1.0e-4]}, "seed": {"values": [0, 1, 2]}}
+    assert sweep.runs_of({"method": "grid", "parameters": values} | more) == runs
