@@ -207,31 +207,42 @@ def weight_files(name: str, revision: str) -> dict[str, set[str]]:
     return {file: set() for file in cached_files(name, [SAFE_WEIGHTS_NAME], revision=revision)}
 
 
+def silenced(base: BaseConfig, training: TrainConfig) -> dict:
+    """The noise that is off in the base, whether its own configuration has it or model_init_kwargs."""
+    given = {"revision": base.model_revision} | (training.model_init_kwargs or {}) | {"trust_remote_code": False}
+    return noise_off(AutoConfig.from_pretrained(base.model_name_or_path, **given))
+
+
 def model_arguments(base: BaseConfig, training: TrainConfig) -> dict:
     """What `from_pretrained` is called with, besides the quantisation; the base's dropout is off."""
-    config = AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)
     return {
         "revision": base.model_revision,
         "attn_implementation": base.attn_implementation,
         "dtype": base.dtype,
         "use_safetensors": True,
         **(training.model_init_kwargs or {}),
-        **noise_off(config),
+        **silenced(base, training),
     }
 
 
 def load_model(base: BaseConfig, training: TrainConfig) -> PreTrainedModel:
-    """The base as SFTTrainer would load it from its name, its dropout off; InputError if some stays on."""
-    if noise := noise_off(AutoConfig.from_pretrained(base.model_name_or_path, revision=base.model_revision)):
+    """The base as SFTTrainer would load it from its name, its dropout off; InputError if some stays on.
+
+    And if the files lack a weight, which would then be random, or a norm's start, with a warning in a log.
+    """
+    if noise := silenced(base, training):
         print(f"train.py: the base model's dropout is off, its noise would blur the comparison: {noise}")
     device_map = {"device_map": None} if PartialState().num_processes > 1 else {}  # each process has its own GPU
-    model = create_model_from_path(
+    model, loading = create_model_from_path(
         base.model_name_or_path,
+        output_loading_info=True,
         quantization_config=get_quantization_config(base),
         trust_remote_code=False,
         **device_map,
         **model_arguments(base, training),
     )
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(f"model_name_or_path {base.model_name_or_path!r}: no file has {missing[0]}; copy all weights")
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
             what = f"dropout {module.p:g} in {name}, which its configuration cannot turn off"

@@ -28,7 +28,7 @@ import train
 from data import load_split
 from inputs import InputError
 from memory import OutOfMemory, fitting
-from model import dequantised, noise_off
+from model import check_lengths, dequantised, model_arguments, noise_off, question_length
 from settings import parse, swept_values
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +124,12 @@ def test_dropout_is_found_wherever_a_configuration_has_it():
     assert noise_off(nested) == {"text_config": {"attention_dropout": 0.0}}
     assert noise_off(MixtralConfig(router_jitter_noise=0.1)) == {"router_jitter_noise": 0.0}
     assert noise_off(LlamaConfig()) == {}
+
+
+def test_dropout_that_a_recipe_sets_is_off_as_well(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, training, base = parse([*STARTER, "--model_init_kwargs", '{"attention_dropout": 0.5}'])
+    assert model_arguments(base, training)["attention_dropout"] == 0.0
 
 
 @pytest.mark.slow
