@@ -50,6 +50,7 @@ POSITIVE = (
     "gradient_accumulation_steps",
     "lora_r",
     "lora_alpha",
+    "adam_epsilon",
 )
 
 SEEDS = ("whole number", 2**32 - 1)  # NumPy's

@@ -5,10 +5,12 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 import torch
 import yaml
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_liger_kernel_available
@@ -23,16 +25,22 @@ from inputs import InputError, first_line
 REQUIRED = {
     "use_peft": (True, "the study is one of LoRA's learning rate"),
     "logging_steps": (1, "an instability can be over within a few steps"),
+    "logging_strategy": ("steps", "an instability can be over within a few steps"),
     "logging_nan_inf_filter": (False, "it logs the mean of the losses before in place of one that is NaN"),
     "packing": (False, "the paired statistics need one row per example"),
+    "eval_packing": (False, "the paired statistics need one row per example"),
     "padding_free": (False, "the paired statistics need one row per example"),
     "train_sampling_strategy": ("random", "batches of like lengths imitate an oscillation"),
     "fp16": (False, "its loss scaling starts with an overflow, which looks like divergence; use bf16"),
     "batch_eval_metrics": (False, "the evaluation needs all examples at once"),
+    "eval_do_concat_batches": (True, "the evaluation needs all examples at once"),
+    "dataloader_drop_last": (False, "it would leave out test rows too"),
+    "auto_find_batch_size": (False, "runs whose batches differ do not compare"),
     "dataset_streaming": (False, "the data's fingerprint needs all rows"),
     "trust_remote_code": (False, "a model's own code could do anything here"),
 }
 
+STEPS = 100  # of a schedule that is tried
 DTYPES = ("bfloat16", "float16", "float32")  # that the matrices of a base in 4 bits can be computed in
 
 
@@ -67,6 +75,7 @@ class TrainConfig(SFTConfig):
     logging_nan_inf_filter: bool = False  # the filter replaces a NaN loss by the running mean, and hides divergence
     eval_on_start: bool = True  # B = 0, so step 0 is the base model: equal for all rates, and the yardstick for harm
     eval_strategy: str = "no"  # the steps of `evaluation_steps` instead: dense early, where the rates part
+    eval_packing: bool | None = False
     save_strategy: str = "no"
     # "constant" ignores warm-up without a word; decay would show the schedule along with the rate.
     lr_scheduler_type: str = "constant_with_warmup"
@@ -147,15 +156,22 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
     inputs.check_numbers(settings)
     for key, (value, reason) in REQUIRED.items():
         if settings.get(key, value) != value:
-            raise InputError(f"{key}: {settings[key]} is not possible here, use {str(value).lower()}: {reason}")
-    warmup = training.get_warmup_steps(training.max_steps)
-    if training.lr_scheduler_type != "constant" and 0 < training.max_steps <= warmup:
-        hint = "give more steps, or warmup_steps: 0"
-        raise InputError(
-            f"max_steps: {training.max_steps} ends in the warm-up, before learning_rate is reached; {hint}"
-        )
+            said = settings[key].value if isinstance(settings[key], Enum) else settings[key]
+            raise InputError(f"{key}: {said} is not possible here, use {str(value).lower()}: {reason}")
+    if training.max_steps > 0:
+        check_warmup(training, training.max_steps)
     check_made(training, base)
     return data, training, base
+
+
+def check_warmup(training: TrainConfig, steps: int) -> None:
+    """Raise InputError if so many steps are no more than the warm-up."""
+    if training.lr_scheduler_type != "constant" and steps <= training.get_warmup_steps(steps):
+        what = f"num_train_epochs: {training.num_train_epochs:g}, {steps} steps,"
+        if training.max_steps > 0:
+            what = f"max_steps: {steps}"
+        hint = "give more steps, or warmup_steps: 0"
+        raise InputError(f"{what} ends in the warm-up, before learning_rate is reached; {hint}")
 
 
 def check_made(training: TrainConfig, base: BaseConfig) -> None:
@@ -173,8 +189,10 @@ def check_made(training: TrainConfig, base: BaseConfig) -> None:
         schedule, options = SchedulerType(training.lr_scheduler_type), training.lr_scheduler_kwargs
         what = f"lr_scheduler_type: {schedule.value} with lr_scheduler_kwargs: {json.dumps(options)}"
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=training.learning_rate)
-        get_scheduler(schedule, optimizer, 0, 1, scheduler_specific_kwargs=options)
-    except (ImportError, TypeError, ValueError) as error:
+        made = get_scheduler(schedule, optimizer, 0, STEPS, scheduler_specific_kwargs=options)
+        if isinstance(made, LambdaLR) and max(map(made.lr_lambdas[0], range(STEPS + 1))) > 1 + 1e-9:
+            raise ValueError(f"the rate would go above learning_rate: {training.learning_rate}")
+    except (ArithmeticError, ImportError, TypeError, ValueError) as error:
         raise InputError(f"{what}: {first_line(error)}") from error
 
 

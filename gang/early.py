@@ -25,7 +25,7 @@ from gang.member import Member
 from gang.step import Step, together
 from inputs import InputError, first_line
 from memory import release
-from settings import Parser, parse, swept_values
+from settings import Parser, check_warmup, parse, swept_values
 
 TOGETHER = {f"--{key}" for key in agent.DIFFER}
 
@@ -110,10 +110,10 @@ def rehearse(first: Member | None, arguments: list[str]) -> Shared | None:
             splits = train.read_data(data, training, base)
             training.output_dir = folder
             trainer = train.Trainer(base, training, *splits)
-        batch = next(iter(first.loader if first else trainer.get_train_dataloader()), None)
-        if batch is None:
-            what = f"{len(trainer.train_dataset)} rows are fewer than a batch"
-            raise InputError(f"dataloader_drop_last: {what}; leave it out, or lower per_device_train_batch_size")
+        check_tokens(trainer)
+        loader = first.loader if first else trainer.get_train_dataloader()
+        check_warmup(trainer.args, trainer.set_initial_training_values(trainer.args, loader)[6])
+        batch = next(iter(loader))
         if first:
             step = Step(shared.model, [trainer.lora_layers], trainer.args)
             step.graphs = {}
@@ -124,3 +124,12 @@ def rehearse(first: Member | None, arguments: list[str]) -> Shared | None:
     if not math.isfinite(loss):
         raise InputError(f"the loss of the untrained model is {float(loss)}; see what the first row says, and dtype")
     return shared
+
+
+def check_tokens(trainer: train.Trainer) -> None:
+    """Raise InputError for a token that the model does not have: a tokenizer may have been given more."""
+    embeddings = trainer.model.get_input_embeddings().weight.shape[0]
+    for rows, split in ((trainer.train_dataset, "train"), (trainer.eval_dataset, "test")):
+        if (highest := max(map(max, rows["input_ids"]))) >= embeddings:
+            token = trainer.processing_class.decode(highest)
+            raise InputError(f"{split}: token {highest}, {token!r}, is beyond the model's {embeddings} embeddings")

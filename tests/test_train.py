@@ -28,7 +28,7 @@ import train
 from data import load_split
 from inputs import InputError
 from memory import OutOfMemory, fitting
-from model import check_lengths, dequantised, model_arguments, noise_off, question_length
+from model import dequantised, model_arguments, noise_off
 from settings import parse, swept_values
 
 ROOT = Path(__file__).parent.parent

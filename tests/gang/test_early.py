@@ -27,6 +27,15 @@ def change(key: str, value) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
 
 
+def name_a_token() -> None:
+    """The tokenizer gets a token that the model's embeddings lack, and test rows have it."""
+    path = Path("model/tokenizer.json")
+    content = json.loads(path.read_text())
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": 4096, "content": "<new>"})
+    path.write_text(json.dumps(content))
+    Path("test.jsonl").write_text(Path("rows.jsonl").read_text().replace("2 + 3?", "<new>"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "recipe", "parameters", "message"),
     [
@@ -35,6 +44,9 @@ def change(key: str, value) -> None:
         (None, {"max_step": 4}, {}, "unknown key 'max_step'; did you mean 'max_steps'"),
         (None, {}, {"lr": [1.0e-4]}, "unknown key 'lr'"),
         (None, {"packing": True}, {}, "packing: True is not possible here, use false"),
+        (None, {"eval_packing": True}, {}, "eval_packing: True is not possible here, use false"),
+        (None, {"dataloader_drop_last": True}, {}, "dataloader_drop_last: True is not possible here, use false"),
+        (None, {"logging_strategy": "epoch"}, {}, "logging_strategy: epoch is not possible here, use steps"),
         (None, {"warmup_steps": 9}, {"max_steps": [10, 9]}, "max_steps: 9 ends in the warm-up"),
         (None, {}, {"lr_scheduler_type": ["cosine", "linaer"]}, "linaer"),
         (None, {}, {"guide": ["qlora", "nonesuch"]}, "guide: nonesuch: recipes/guides.yaml has"),
@@ -63,6 +75,16 @@ def change(key: str, value) -> None:
         (None, {}, {"learning_rate": ["0.001"]}, "learning_rate: 0.001 is a string to YAML; write 1.0e-03"),
         (None, {}, {"lr": {"min": 0.1, "max": 0.2}}, "unknown key 'lr'"),
         (None, {}, {"learning_rate": {"min": 0, "max": 0.1}}, None),
+        (None, {}, {"learning_rate": {"min": -0.1, "max": 0.1}}, "learning_rate: -0.0998 cannot be"),
+        (None, {}, {"lora_r": {"min": 0, "max": 8}}, "lora_r: 0 cannot be"),
+        (None, {}, {"lora_r": {"min": 2.5, "max": 8}}, "lora-r: invalid int value: '2.5055'"),
+        (None, {}, {"max_steps": [10, None]}, "max-steps: invalid int value: 'None'"),
+        (None, {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1.0e-4}},
+         {"learning_rate": [1.0e-3, 1.0e-5]}, "{.min_lr.: 0.0001}: the rate would go above learning_rate: 1e-05"),
+        (None, {}, {"optim": ["adamw_torch", "sgd"]}, "optim: sgd; a gang has only"),
+        (None, {}, {"bnb_4bit_quant_storage": ["uint8", "int3"]}, "`bnb_4bit_quant_storage` must be"),
+        (lambda: (shutil.copytree("model", "whole"), change("intermediate_size", 64)), {},
+         {"model_name_or_path": ["./whole", "./model"]}, "no run could begin: .*size of tensor.*path=./model$"),
         (None, {"lora_target_modules": ".*[qk]_proj"}, {}, None),
         (None, {}, {"seed": [2**32]}, "seed: 4294967296 cannot be; give a whole number from 0 to 4294967295"),
         (None, {"data_seed": -1}, {}, "data_seed: -1 cannot be"),
@@ -125,7 +147,8 @@ def expect(message: str | None, spoil, recipe: dict, parameters: dict, gang: boo
     ("spoil", "recipe", "message"),
     [
         (None, {}, None),
-        (None, {"dataloader_drop_last": True, "per_device_train_batch_size": 2}, "1 rows are fewer than a batch"),
+        (None, {"max_steps": -1, "num_train_epochs": 3, "warmup_steps": 3},
+         "num_train_epochs: 3, 3 steps, ends in the warm-up, before learning_rate is reached"),
         (None, {"dataset_kwargs": {"skip_prepare_dataset": True}}, "no run could begin: .*: python train.py --config"),
         (None, {"dataloader_persistent_workers": True}, "persistent_workers option needs num_workers > 0"),
         (None, {"pad_to_multiple_of": 0}, "ZeroDivisionError"),
@@ -134,6 +157,8 @@ def expect(message: str | None, spoil, recipe: dict, parameters: dict, gang: boo
         (None, {"lora_modules_to_save": ["wte"]}, "no layer of ./model is named wte|a gang has only None"),
         (None, {"fsdp": "full_shard"}, "fsdp only works in distributed"),
         (lambda: change("intermediate_size", 64), {}, "size of (the )?tensor"),
+        (lambda: change("tie_word_embeddings", False), {}, "'./model': no file has lm_head.weight; copy all weights"),
+        (name_a_token, {"dataset_test_split": "test.jsonl"}, "test: token 4096, '<new>', is beyond the model's 4096 "),
         (lambda: Path("rows.jsonl").write_text('{"text": "2"}'), {"assistant_only_loss": False, "max_length": 1},
          "^train: no row has an answer within max_length: 1$"),
     ],
