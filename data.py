@@ -311,6 +311,10 @@ def lengths(tokenised: Dataset) -> numpy.ndarray:
     return compute.list_value_length(tokenised.with_format("arrow")["input_ids"][:]).to_numpy()
 
 
+def highest_token(tokenised: Dataset) -> int:
+    return compute.max(compute.list_flatten(tokenised.with_format("arrow")["input_ids"][:])).as_py()
+
+
 def marked(row: dict, tokenizer) -> str:
     """A tokenised row as text, with what the loss counts in ⟦⟧."""
     parts = []

@@ -54,7 +54,7 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 import adapter
 import guides
 from checkpoint import Checkpoint, Keeper, Rows, find, identity, interruption, preempting
-from data import DataConfig, answered, fingerprint, lengths, load_splits, shared_rows, what_was_read
+from data import DataConfig, answered, fingerprint, highest_token, lengths, load_splits, shared_rows, what_was_read
 from inputs import InputError, first_line
 from memory import OutOfMemory, fitting, release
 from model import check_model, check_template, dequantised, load_model, model_arguments, template_options
@@ -118,6 +118,7 @@ class Trainer(SFTTrainer):
         if not (training.dataset_kwargs or {}).get("skip_prepare_dataset"):  # another member of a gang has had them so
             self.train_dataset: Dataset = answered(self.train_dataset, "train", training.max_length)
             self.eval_dataset: Dataset = answered(self.eval_dataset, "test", training.max_length)
+            self.check_tokens()
         training.model_init_kwargs = used  # for the record; TRL would have warned that it does not use them
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
@@ -139,6 +140,14 @@ class Trainer(SFTTrainer):
     def weight_squares(self) -> dict[str, float]:
         """‖W‖_F² of each adapted matrix."""
         return {name: weight_square(layer) for name, layer in self.lora_layers.items()}
+
+    def check_tokens(self) -> None:
+        """Raise InputError for a token that the model does not have: a tokenizer may have been given more."""
+        embeddings = self.model.get_input_embeddings().weight.shape[0]
+        for rows, split in ((self.train_dataset, "train"), (self.eval_dataset, "test")):
+            if (highest := highest_token(rows)) >= embeddings:
+                token = self.processing_class.decode(highest)
+                raise InputError(f"{split}: token {highest}, {token!r}, is beyond the model's {embeddings} embeddings")
 
     def training_step(self, model, inputs, *arguments, **keywords):
         self.record_first_batch(inputs)

@@ -90,9 +90,8 @@ def rehearsed(first: Member | None, arguments: list[str]) -> Shared | None:
         release(error)  # a run tells what would fit, and a gang tries it
         return None
     except Exception as error:  # of whatever library meets what it did not expect
-        hint = f"for all of it: python train.py {shlex.join(arguments)}" + f"; if that runs, {agent.ALONE}" * bool(
-            first
-        )
+        alone = f"; if that runs, {agent.ALONE}" if first else ""
+        hint = f"for all of it: python train.py {shlex.join(arguments)}{alone}"
         raise InputError(f"no run could begin: {type(error).__name__}: {first_line(error)}; {hint}") from error
 
 
@@ -110,7 +109,6 @@ def rehearse(first: Member | None, arguments: list[str]) -> Shared | None:
             splits = train.read_data(data, training, base)
             training.output_dir = folder
             trainer = train.Trainer(base, training, *splits)
-        check_tokens(trainer)
         loader = first.loader if first else trainer.get_train_dataloader()
         check_warmup(trainer.args, trainer.set_initial_training_values(trainer.args, loader)[6])
         batch = next(iter(loader))
@@ -124,12 +122,3 @@ def rehearse(first: Member | None, arguments: list[str]) -> Shared | None:
     if not math.isfinite(loss):
         raise InputError(f"the loss of the untrained model is {float(loss)}; see what the first row says, and dtype")
     return shared
-
-
-def check_tokens(trainer: train.Trainer) -> None:
-    """Raise InputError for a token that the model does not have: a tokenizer may have been given more."""
-    embeddings = trainer.model.get_input_embeddings().weight.shape[0]
-    for rows, split in ((trainer.train_dataset, "train"), (trainer.eval_dataset, "test")):
-        if (highest := max(map(max, rows["input_ids"]))) >= embeddings:
-            token = trainer.processing_class.decode(highest)
-            raise InputError(f"{split}: token {highest}, {token!r}, is beyond the model's {embeddings} embeddings")
