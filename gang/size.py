@@ -83,6 +83,8 @@ def measure(model: PreTrainedModel, first: Member, packed: bool, checkpointing: 
     longest = numpy.argsort(lengths(data), kind="stable")[-rows:]
     collated = trainer.data_collator(list(data.select(longest)))
     device, seconds, used = model.device, [], []
+    # On a CPU that other processes use as well, their share would be taken for the cost of a member.
+    clock, threads = (time.perf_counter, 1) if device.type == "cuda" else (time.process_time, torch.get_num_threads())
     for n in (1, 2):
         reset_peak_memory(device)
         batch = together([collated] * n, [1.0] * n, 0, rows if device.type == "cuda" else None, packed)
@@ -91,9 +93,9 @@ def measure(model: PreTrainedModel, first: Member, packed: bool, checkpointing: 
             step.graphs = {}
             times = []
             for _ in range(STEPS.get(device.type, 1)):
-                start = time.perf_counter()
+                start = clock()
                 float(step.train(batch, torch.zeros(n), update=True).sum())
-                times.append(time.perf_counter() - start)
+                times.append((clock() - start) / threads)
         except torch.OutOfMemoryError:
             step = None
             break

@@ -553,7 +553,7 @@ def everything(run) -> dict:
 
 def test_a_gang_run_cannot_be_told_from_one_of_train_py(server, tmp_path, api, monkeypatch):
     monkeypatch.chdir(ROOT)
-    commands = {"gang": [sys.executable, "-m", "gang"], "plain": ["wandb", "agent", "--count", "1"]}
+    commands = {"gang": [sys.executable, "-m", "gang", "--size", "2"], "plain": ["wandb", "agent", "--count", "1"]}
     paths = {kind: sweep(server, tmp_path, f"contract-{kind}") for kind in commands}
     environment = server.env | {"WANDB_DIR": str(tmp_path)}
     both = [
