@@ -219,8 +219,8 @@ def model_arguments(base: BaseConfig, training: TrainConfig) -> dict:
         "revision": base.model_revision,
         "attn_implementation": base.attn_implementation,
         "dtype": base.dtype,
-        "use_safetensors": True,
         **(training.model_init_kwargs or {}),
+        "use_safetensors": True,
         **silenced(base, training),
     }
 

@@ -36,10 +36,14 @@ REQUIRED = {
     "eval_do_concat_batches": (True, "the evaluation needs all examples at once"),
     "dataloader_drop_last": (False, "it would leave out test rows too"),
     "auto_find_batch_size": (False, "runs whose batches differ do not compare"),
+    "load_best_model_at_end": (False, "the rates are compared at the last step"),
+    "metric_for_best_model": (None, "the rates are compared at the last step"),
     "dataset_streaming": (False, "the data's fingerprint needs all rows"),
     "trust_remote_code": (False, "a model's own code could do anything here"),
 }
 
+# Of model_init_kwargs, what a flag says: there it would be used and not recorded.
+FLAGS_OF_MODEL = {"revision": "model_revision", "dtype": "dtype", "attn_implementation": "attn_implementation"}
 STEPS = 100  # of a schedule that is tried
 DTYPES = ("bfloat16", "float16", "float32")  # that the matrices of a base in 4 bits can be computed in
 
@@ -178,6 +182,8 @@ def check_made(training: TrainConfig, base: BaseConfig) -> None:
     """Raise InputError for what Hugging Face's libraries could not make, as a run begins, of these settings."""
     if base.dtype not in DTYPES and (base.load_in_4bit or base.dtype != "auto"):
         raise InputError(f"dtype: {base.dtype} is not possible here, use one of {', '.join(DTYPES)}")
+    for key in FLAGS_OF_MODEL.keys() & (training.model_init_kwargs or {}):
+        raise InputError(f"model_init_kwargs: {key} is set by {FLAGS_OF_MODEL[key]}")
     if missing := set(training.report_to) - set(get_available_reporting_integrations()):
         raise InputError(f"report_to: {', '.join(sorted(missing))} is not installed; use wandb, the default")
     if training.use_liger_kernel and not is_liger_kernel_available():
