@@ -40,7 +40,7 @@ def devices() -> list[str]:
 
 
 class Early:
-    """A gang that is started before its sweep exists (gang/early.py), which does what comes before a first gradient.
+    """A gang that is started before its sweep exists (gang/early.py), which does what comes before a first update.
 
     As a context it ends, unless it has become an agent. It holds the server's `line`.
     """
