@@ -146,3 +146,16 @@ def api(server, monkeypatch, tmp_path):
     wandb.teardown()
     yield wandb.Api()
     wandb.teardown()
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """wandb of this process writes below tmp_path and asks nobody, whatever a test before has told it."""
+    monkeypatch.chdir(ROOT)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # which forgets the environment of before
+    yield
+    wandb.teardown()

@@ -551,21 +551,18 @@ def test_without_a_key_the_ways_to_have_one_are_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(("resumed", "said"), [(True, "allow"), (False, None)])
 def test_a_run_that_goes_on_is_resumed_and_no_other(resumed, said, tmp_path, monkeypatch):
     """Begun anew under its id, it would lose the rows that it has; `wandb agent` says so itself."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     data, training, base = parse([*STARTER, "--output_dir", str(tmp_path)])
     data.dataset_name = "acme/" + 80 * "x"  # W&B takes 64 characters
     if resumed:
         monkeypatch.setenv("WANDB_PROJECT", "mine")
-    train.wandb.teardown()
     with train.start_run(training, data, base, {"learning_rate": 2e-4, "seed": 0}, resumed, id="own") as run:
         assert run.settings.resume == said and run.project == ("mine" if resumed else train.PROJECT)
         assert (run.name, run.group) == ("learning_rate=0.0002 seed=0", "learning_rate=2e-05")
         assert set(run.tags) == {"model", 64 * "x"}
-    train.wandb.teardown()
 
 
 def test_a_watch_times_the_steps_and_stops_what_is_no_longer_finite(monkeypatch):
@@ -626,10 +623,9 @@ def test_one_line_and_exit_code_2():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("offline")
 def test_out_of_memory_is_a_row_with_what_would_fit(tmp_path, monkeypatch):
     """As PyTorch says it on a GPU: three rows of four do not fit, nor four."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     compute = train.Trainer.compute_loss
 
     def limited(trainer, model, inputs, *arguments, **keywords):

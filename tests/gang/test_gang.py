@@ -35,7 +35,7 @@ from inputs import InputError
 from model import load_model
 from settings import parse
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("offline")]
 
 ROOT = Path(__file__).parent.parent.parent
 # In float32 on a GPU too: bfloat16's rounding is larger than what these tests look for.
@@ -43,17 +43,6 @@ FLOAT32 = ["--dtype", "float32", "--bf16", "false"]
 SMALL = ["--config", "recipes/starter.yaml", "--per_device_train_batch_size", "2", *FLOAT32]
 SPLITS = ["--dataset_train_split", "train[:240]", "--dataset_test_split", "test[:8]"]
 SETUP_KEYS = {"learning_rate", "seed", "lora_r", "lora_alpha"}
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    yield
-    wandb.teardown()
 
 
 def flags(tmp_path, *more: str, steps: int = 4) -> list[str]:

@@ -19,10 +19,10 @@ from gang.checkpoint import Checkpoints
 from gang.loop import Gang, Loop
 from gang.member import Member
 from settings import parse
-from tests.gang.test_gang import flags, offline, rows  # noqa: F401 (offline is a fixture of every test)
+from tests.gang.test_gang import flags, rows
 from tests.test_checkpoint import signals  # noqa: F401 (a fixture)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("offline")]
 
 POINTS = [{"learning_rate": 2e-3, "seed": 0}, {"learning_rate": 1e-3, "seed": 1, "lora_r": 8, "lora_alpha": 24}]
 NINE = ["--dataset_train_split", "train[:9]"]  # of two a step: the checkpoint lies within the second epoch
