@@ -65,8 +65,8 @@ def main() -> int:
             "learning_rate": {"values": RATES[: options.rates]},
             "seed": {"values": list(range(options.seeds))},
         }
-        command = ["${env}", "${interpreter}", "${program}", "--config", str(folder / "recipe.yaml"), "${args}"]
-        sweep = {"program": "train.py", "method": "grid", "parameters": parameters, "command": command}
+        words = ["${env}", "${interpreter}", "${program}", "--config", str(folder / "recipe.yaml"), "${args}"]
+        sweep = {"program": "train.py", "method": "grid", "parameters": parameters, "command": words}
         (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
         server, environment = serve(folder)
         environment["WANDB_SILENT"] = "true"
@@ -74,18 +74,21 @@ def main() -> int:
             create = [sys.executable, "-m", "wandb", "sweep", "--project", "bench", str(folder / "sweep.yaml")]
             path = re.search(r"wandb agent (\S+)", call(create, environment | {"WANDB_SILENT": "false"}))[1]
             start = time.monotonic()
-            gang = [sys.executable, "-m", "gang", path, "--size", options.size]
-            done = subprocess.run(gang, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+            command = [sys.executable, "-m", "gang", path, "--size", options.size]
+            with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as gang:
+                lines = [(time.monotonic() - start, line) for line in gang.stdout]
             seconds = time.monotonic() - start
-            summaries = read_summaries(environment | {"WANDB_SILENT": "false"}, "bench") if done.returncode == 0 else []
+            summaries = read_summaries(environment | {"WANDB_SILENT": "false"}, "bench") if gang.returncode == 0 else []
         finally:
             server.terminate()
             server.wait()
-    print("\n".join(line for line in done.stdout.splitlines() if line.startswith("gang:")))
+    said = [(when, line) for when, line in lines if line.startswith("gang:")]
+    print("".join(line for _, line in said), end="")
+    print(f"imports and the first claim {said[0][0]:.1f} s, the process's end {seconds - said[-1][0]:.1f} s")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     rate = sum(summary["tokens_per_second"] for summary in summaries)
     print(f"{len(summaries)} runs, {seconds:.1f} s of wall time, {rate:,.0f} tokens/s while training, on {device}")
-    return done.returncode
+    return gang.returncode
 
 
 if __name__ == "__main__":
