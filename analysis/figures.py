@@ -5,6 +5,7 @@ grey; markers differ as well. Thin lines are seeds, bold ones their mean; diverg
 where their divergence began.
 """
 
+import io
 import math
 from collections.abc import Callable
 from itertools import cycle, pairwise
@@ -14,6 +15,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from PIL import Image
 
 from analysis.curves import ema, paired_ratio
 from analysis.files import InputError
@@ -484,10 +486,13 @@ def draw(study: Study, directory: Path) -> list[str]:
                 (directory / name).unlink(missing_ok=True)
                 continue
             drawn.append(name)
+            drawing = io.BytesIO()
+            figure.savefig(drawing, dpi=DPI)
+            plt.close(figure)
+            # A third of the bytes, and no difference that an eye finds.
+            palette = Image.open(drawing).convert("RGB").quantize(256, dither=Image.Dither.NONE)
             try:
-                figure.savefig(directory / name, dpi=DPI, metadata={"Software": None})
+                palette.save(directory / name, optimize=True)
             except OSError as error:
                 raise InputError(f"cannot write {directory / name}: {error.strerror}") from None
-            finally:
-                plt.close(figure)
     return drawn

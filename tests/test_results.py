@@ -44,6 +44,10 @@ def test_the_command_makes_them_without_a_network(folder, checkout):
     assert pictures[0] == pictures[1] != set()
 
 
+def test_the_reference_experiment_is_small_enough_to_keep():
+    assert sum(path.stat().st_size for path in (ROOT / "outputs/flagship").rglob("*") if path.is_file()) < 15e6
+
+
 def test_the_questions_quote_the_reference_experiment():
     found = (ROOT / "outputs/flagship/README.md").read_text().splitlines()
     quotes = re.findall(r"^> (.+(?:\n> .+)*)", (ROOT / "docs/QUESTIONS.md").read_text(), re.MULTILINE)
