@@ -51,7 +51,7 @@ def main() -> None:
             make_model(folder / "model")
             recipe["model_name_or_path"] = str(folder / "model")
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        work = Work(str(folder / "recipe.yaml"), name)
+        work = Work(["--config", str(folder / "recipe.yaml")], name)
         on_gpu = work.model.device.type == "cuda"
         rows = work.training.per_device_train_batch_size if on_gpu else None
         rates = torch.full((n,), 1e-6)

@@ -12,6 +12,7 @@ import time
 from unittest.mock import patch
 
 import torch
+from transformers import PreTrainedModel
 
 import train
 from data import load_splits
@@ -26,10 +27,9 @@ BATCHES = 4
 class Work:
     """Some training batches and every fourth test example, for train.py's trainer and for a gang."""
 
-    def __init__(self, config: str, folder: str):
-        flags = ["--config", config, "--report_to", "none", "--output_dir", folder]
-        data, self.training, base = parse(flags)
-        self.model = load_model(base, self.training)
+    def __init__(self, flags: list[str], folder: str, model: PreTrainedModel | None = None):
+        data, self.training, base = parse([*flags, "--report_to", "none", "--output_dir", folder])
+        self.model = model or load_model(base, self.training)
         self.trainer = trainer = train.Trainer(base, self.training, *load_splits(data), model=twin(self.model))
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = 1
@@ -41,18 +41,23 @@ class Work:
         size = self.training.per_device_eval_batch_size
         self.tests = [trainer.data_collator(self.examples[i : i + size]) for i in range(0, len(self.examples), size)]
 
-    def alone(self) -> tuple[float, float]:
-        """CPU seconds of train.py's step and evaluation."""
-        trainer, start = self.trainer, time.process_time()
+    def train(self) -> None:
+        """train.py's steps."""
+        trainer = self.trainer
         for batch, count in zip(self.batches, self.items, strict=True):
             trainer.training_step(trainer.model, dict(batch), torch.tensor(count))
             trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), self.training.max_grad_norm)
             trainer.optimizer.step()
             trainer.model.zero_grad()
+
+    def alone(self) -> tuple[float, float]:
+        """CPU seconds of train.py's step and evaluation."""
+        start = time.process_time()
+        self.train()
         middle = time.process_time()
-        trainer.model.eval()
+        self.trainer.model.eval()
         for batch in self.tests:
-            trainer.prediction_step(trainer.model, dict(batch), False)
+            self.trainer.prediction_step(self.trainer.model, dict(batch), False)
         return (middle - start) / BATCHES, time.process_time() - middle
 
     def gang(self, n: int, packed: bool = True, **options) -> tuple[float, float]:
@@ -92,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(options.config, folder)
+        work = Work(["--config", options.config], folder)
         for _ in range(options.rounds):
             for way, measure in WAYS.items():
                 times[way].append(measure(work))
