@@ -387,16 +387,16 @@ def rebounded(e: Evidence) -> Verdict | None:
         return None
     rise, step = found
     words = f"eval loss ended ≥ {rise:.3f} above its minimum of step {step}"
-    if e.train_rise is not None and e.train_rise[0] > e.train_rise[1]:
+    if e.train_rise is not None:
         up, limit = (math.expm1(value) for value in e.train_rise)
-        reason = f"{words}, and train loss on equal batches {100 * up:.0f} % above its own (limit {100 * limit:.0f} %)"
-        return Verdict("unstable", step, rise, reason)
+        words += f", train loss on equal batches {100 * up:+.0f} % from its own minimum (limit {100 * limit:.0f} %)"
+        if up > limit:
+            return Verdict("unstable", step, rise, words)
     passes = e.run.passes
     if passes is not None and passes <= 1:
-        reason = f"{words} after {passes:.2f} passes: no example was seen twice, it leaves the test data behind"
-        return Verdict("drifting", step, rise, reason)
+        return Verdict("drifting", step, rise, f"{words}; no example was seen twice in {passes:.2f} passes")
     seen = "passes over the data not recorded" if passes is None else f"{passes:.2f} passes over the data"
-    return Verdict("overfitting", step, rise, f"{words}, train loss on equal batches did not rise; {seen}")
+    return Verdict("overfitting", step, rise, f"{words}; {seen}")
 
 
 def no_end(e: Evidence) -> Verdict | None:

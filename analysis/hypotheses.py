@@ -101,11 +101,12 @@ def majority(rates: list[Rate], name: str, claim: str, wanted: float, classes: t
     verdict = "confirmed" if share >= HALF else "refuted"
     other = "less than half" if share >= HALF else "half"
     told = "not excluded" if limits[0] <= HALF <= limits[1] else "excluded"
+    seeds = "1 seed" if n == 1 else f"these {n} seeds"
     evidence = (
-        f"{' or '.join(classes)} in {found} of {'1 seed' if n == 1 else f'these {n} seeds'}; over other seeds "
+        f"{' or '.join(classes)} in {found} of {seeds}; over other seeds "
         f"the share may be {limits[0]:.2f} to {limits[1]:.2f}, so {other} is {told}"
     )
-    return hypothesis(name, claim, verdict, evidence, value=share, interval=limits, n=n)
+    return hypothesis(name, claim, verdict, evidence, value=share, interval=limits, n=n, scope=f"in {seeds}")
 
 
 def high_is_unstable(rates: list[Rate], planned: int, width: float) -> dict | None:

@@ -375,9 +375,9 @@ def control(r: dict, c: dict) -> str:
             sizes.append(
                 f" At {rate} the update ends {percent(smaller)} smaller; the main grid's, when as small, was at "
                 f"{decimals(x['main_at_its_size'])}: its size accounts for "
-                + (f"{percent(due)} of the cost, its direction for the rest." if due <= 1 else "more than the cost.")
+                + (f"{percent(due)} of the cost." if due <= 1 else "more than the cost.")
                 if smaller >= 0.005
-                else f" At {rate} the update ends as large: the cost is of its direction."
+                else f" At {rate} the update ends as large, so its size is not the reason."
             )
     return f"beside the main grid: {'; '.join(parts)}.{best_moves(r, c)}{''.join(sizes)}"
 
@@ -415,8 +415,8 @@ def repeats(r: dict) -> str:
         words.append(f"At the same point a gang and train.py alone ended {'; '.join(apart)}.")
     if chaos := [abs(x["difference"]) for x in r["repeats"] if x["diverged"]]:
         words.append(
-            f"Where a run diverged, another of the same point ended up to {decimals(max(chaos), '.2g')} away: rounding "
-            "alone moves it."
+            f"Where a run diverged, another of the same point ended up to {decimals(max(chaos), '.2g')} away: small "
+            "differences grow there."
         )
     return " ".join(words)
 
@@ -463,6 +463,15 @@ def why(r: dict) -> list[str]:
             f"{high['learning_rate'] / low['learning_rate']:.0f} × as high."
         )
     config: dict = next((x["config"] for x in r["runs"] if x["compared"]), {})
+    shares = [(x["clipped"], x["learning_rate"]) for x in r["rates"] if x["clipped"] is not None]
+    if any(share for share, _ in shares):
+        few, many = min(shares), max(shares)
+        least, most = percent(few[0]), percent(many[0])
+        where = most if least == most else f"{least} ({rate_label(few[1])}) to {most} ({rate_label(many[1])})"
+        found.append(
+            f"Clipping at {config['max_grad_norm']:g} shortened the gradient of {where} of the steps. Adam divides by "
+            "the gradient's own size, so that does not bound a step: it evens out how much each batch counts."
+        )
     trained, total = number(config.get("trainable_parameters")), number(config.get("all_parameters"))
     if trained and total:
         found.append(f"The adapters are {trained:,.0f} of {total:,.0f} parameters, {100 * trained / total:.2f} %.")

@@ -43,8 +43,8 @@ REASONS = {  # each kind's step and words, beside a slow run of the same batches
     "plateaued": (200, "captured 74 % of the gain; eval loss rose 0.001 over the last 25 % of the steps"),
     "overfitting": (
         100,
-        "eval loss ended ≥ 0.114 above its minimum of step 100, train loss on equal batches did not "
-        "rise; 2.00 passes over the data",
+        "eval loss ended ≥ 0.114 above its minimum of step 100, train loss on equal batches -4 % "
+        "from its own minimum (limit 11 %); 2.00 passes over the data",
     ),
     "spike": (76, "paired loss ratio ≥ 3 steps at z ≥ 4 from step 76 (z = 39.8 there)"),
     "bump": (73, "paired loss ratio ≥ 3 steps at z ≥ 4 from step 73 (z = 10.9 there)"),
@@ -68,23 +68,23 @@ REASONS = {  # each kind's step and words, beside a slow run of the same batches
     "cut": (99, "99 of 200 planned steps, below 95 %"),
     "flat": (
         90,
-        "eval loss ended ≥ 0.156 above its minimum of step 90, train loss on equal batches did not "
-        "rise; 2.00 passes over the data",
+        "eval loss ended ≥ 0.156 above its minimum of step 90, train loss on equal batches +0 % "
+        "from its own minimum (limit 11 %); 2.00 passes over the data",
     ),
     "hard tail": (
         80,
-        "eval loss ended ≥ 0.235 above its minimum of step 80, train loss on equal batches did not "
-        "rise; 2.00 passes over the data",
+        "eval loss ended ≥ 0.235 above its minimum of step 80, train loss on equal batches +7 % "
+        "from its own minimum (limit 11 %); 2.00 passes over the data",
     ),
     "two epochs": (
         100,
-        "eval loss ended ≥ 0.056 above its minimum of step 100, train loss on equal batches did not "
-        "rise; 2.00 passes over the data",
+        "eval loss ended ≥ 0.056 above its minimum of step 100, train loss on equal batches +1 % "
+        "from its own minimum (limit 11 %); 2.00 passes over the data",
     ),
     "drifting": (
         50,
-        "eval loss ended ≥ 0.143 above its minimum of step 50 after 0.90 passes: no example was seen "
-        "twice, it leaves the test data behind",
+        "eval loss ended ≥ 0.143 above its minimum of step 50, train loss on equal batches +2 % "
+        "from its own minimum (limit 11 %); no example was seen twice in 0.90 passes",
     ),
     "slow divergence": (
         50,
@@ -141,10 +141,8 @@ def test_a_rebound_on_equal_batches_is_an_instability_with_both_numbers():
     found = Evidence(simulate.run("rebound"), simulate.run("slow"), simulate.BASE, simulate.FLOOR)
     verdict, (up, limit) = behaviour.rebounded(found), found.train_rise
     assert verdict.behaviour == "unstable" and 0.2 < up < 0.35 and limit >= behaviour.TRAIN_RISE
-    words = (
-        f"train loss on equal batches {100 * np.expm1(up):.0f} % above its own (limit {100 * np.expm1(limit):.0f} %)"
-    )
-    assert verdict.reason.endswith(words)
+    rise, most = (f"{100 * np.expm1(value):.0f} %" for value in (up, limit))
+    assert verdict.reason.endswith(f"train loss on equal batches +{rise} from its own minimum (limit {most})")
 
 
 def test_a_bump_is_measured_against_the_lowest_before_it():

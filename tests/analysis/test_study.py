@@ -444,7 +444,7 @@ def test_a_control_stands_beside_the_grid_and_never_enters_its_statistics(tmp_pa
     said = report.control(found, one | {"points": [low | sized | {"main_at_its_size": 9.0}]})
     assert said.endswith("the main grid's, when as small, was at 9.000: its size accounts for more than the cost.")
     said = report.control(found, one | {"points": [low | sized | {"update_ratio": {"mean": 1.0}}]})
-    assert said.endswith("At 1e-5 the update ends as large: the cost is of its direction.")
+    assert said.endswith("At 1e-5 the update ends as large, so its size is not the reason.")
     free = {"difference": {"mean": 0.0, "interval": None}}  # of a rate at which nothing is lost
     assert "update" not in report.control(found, one | {"points": [low | sized | free]})
     for interval, effect in (([-0.001, 0.001], "does not matter (+0.000)"), ([-9.0, 9.0], "is not told from one that")):
