@@ -701,6 +701,18 @@ def test_what_the_sizes_mean_is_said_only_where_it_holds():
     assert "At 1e-5 and 2e-4 single entries of A hardly move in 100 steps (at 1e-5 they need" in report.why(found)[1]
 
 
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [((0.0, 0.0, 0.0, 0.0), None), ((None, 0.0, 0.5, 1.0), "0 % (2e-4) to 100 % (5e-3)"), ((1.0,) * 4, "100 %")],
+)
+def test_clipping_is_told_from_the_least_to_the_most(shares, said):
+    found = analyse(seeds=1, max_grad_norm=1.0)
+    for rate, share in zip(found["rates"], shares, strict=True):
+        rate["clipped"] = share
+    told = [words for words in report.why(found | {"mechanism": {"rows": []}}) if words.startswith("Clipping")]
+    assert [words.partition("gradient of ")[2].partition(" of the steps")[0] for words in told] == [said] * bool(said)
+
+
 def test_a_gap_within_one_pass_is_no_memory():
     def last(rates):
         return next(line for line in report.insights(analyse(rates)) if line.startswith("Eval loss minus"))
