@@ -1,4 +1,4 @@
-"""recipes/flagship.sh runs from nothing to a report; here with the starter's base, few steps and one of its sweeps."""
+"""From nothing to a report and what it proposes by recipes/flagship.sh; here with the starter's base and one sweep."""
 
 import json
 import os
@@ -33,13 +33,16 @@ def test_the_script_goes_from_the_data_to_the_report(tmp_path):
     logs = "".join(path.read_text() for path in (tmp_path / "outputs/flagship_logs").glob("*"))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:] + logs[-3000:]
     results = json.loads((tmp_path / "outputs/flagship/all_results.json").read_text())
-    assert [(run["learning_rate"], run["state"]) for run in results["runs"]] == [(2e-4, "finished"), (1e-3, "finished")]
+    assert [sweep["name"] for sweep in results["sweeps"]] == ["flagship, repeats", "round-1"]
+    given, proposed = ([r for r in results["runs"] if r["sweep"] == sweep["id"]] for sweep in results["sweeps"])
+    assert [run["learning_rate"] for run in given] == [2e-4, 1e-3, 5e-3] and proposed
+    assert {run["state"] for run in results["runs"]} == {"finished"}
     assert (tmp_path / "outputs/flagship/README.md").exists()
 
 
 def test_every_sweep_of_the_script_is_there_and_runs_the_recipe():
     script = (ROOT / "recipes/flagship.sh").read_text()
-    (names,) = [line.split("set -- ")[1].split() for line in script.splitlines() if "set -- " in line]
+    (names,) = [line.split("set -- ")[1].split() for line in script.splitlines() if line.startswith("[ $#")]
     files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "recipes/flagship").glob("*.yaml")}
     assert sorted(names) == sorted(files)
     assert {sweep["command"][4] for sweep in files.values()} == {"recipes/flagship.yaml"}
