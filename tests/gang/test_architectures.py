@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import trl
 from transformers.models.auto import modeling_auto
 
 import train
@@ -83,6 +84,12 @@ EXPERTS = {
     "Qwen3-MoE": ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}),
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
+# TRL's copies of the templates that these have; TRL marks the answers in them. The others get the starter's.
+TEMPLATES = {
+    "llama": "llama3", "qwen2": "qwen2_5", "qwen3": "qwen3", "qwen3_5_text": "qwen3_5_think",
+    "qwen3_5": "qwen3_5_nothink", "gemma2": "gemma", "gemma3_text": "gemma3", "gemma3": "gemma3", "phi3": "phi3", "cohere": "cohere",
+    "glm4": "glm4moe", "lfm2": "lfm2", "qwen3_moe": "qwen3", "gpt_oss": "gptoss",
+}  # fmt: skip
 ATTENTION = ["--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -113,6 +120,8 @@ def configure(tmp_path: Path, model_type: str, changes: dict, *more: str) -> tup
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(f"starter/model/{name}", folder)
+    if name := TEMPLATES.get(model_type):
+        shutil.copy(Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja", folder / "chat_template.jinja")
     chance = random.Random(0)
     lengths = [(chance.randint(3, 40), chance.randint(2, 20)) for _ in range(6)]
     rows = [
