@@ -87,8 +87,8 @@ EXPERTS = {
 # TRL's copies of the templates that these have; TRL marks the answers in them. The others get the starter's.
 TEMPLATES = {
     "llama": "llama3", "qwen2": "qwen2_5", "qwen3": "qwen3", "qwen3_5_text": "qwen3_5_think",
-    "qwen3_5": "qwen3_5_nothink", "gemma2": "gemma", "gemma3_text": "gemma3", "gemma3": "gemma3", "phi3": "phi3", "cohere": "cohere",
-    "glm4": "glm4moe", "lfm2": "lfm2", "qwen3_moe": "qwen3", "gpt_oss": "gptoss",
+    "qwen3_5": "qwen3_5_nothink", "gemma2": "gemma", "gemma3_text": "gemma3", "gemma3": "gemma3", "phi3": "phi3",
+    "cohere": "cohere", "glm4": "glm4moe", "lfm2": "lfm2", "qwen3_moe": "qwen3", "gpt_oss": "gptoss",
 }  # fmt: skip
 ATTENTION = ["--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj"]
 
