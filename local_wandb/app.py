@@ -312,7 +312,9 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     detail = error.detail
     if error.status_code in (404, 405) and detail in ("Not Found", "Method Not Allowed"):
         detail = f"local_wandb does not know {request.method} {request.url.path}"
-    log.warning("%s %s: %s %s", request.method, request.url.path, error.status_code, detail)
+    # Without any key a client only asks whether one is wanted, as W&B's does; that is no news.
+    if error.status_code != 401 or "authorization" in request.headers or request.query_params:
+        log.warning("%s %s: %s %s", request.method, request.url.path, error.status_code, detail)
     return JSONResponse({"errors": [{"message": detail}]}, error.status_code, error.headers)
 
 

@@ -78,6 +78,13 @@ def test_other_ways_to_bring_a_key_are_not_taken(server, header):
     assert httpx.post(f"{server.url}/graphql", headers=headers, json={}).status_code == 401
 
 
+def test_a_wrong_key_is_in_the_log_and_none_is_not(server):
+    for path, auth in [("/without", None), ("/wrong", ("api", "wrong")), ("/signed?token=wrong", None)]:
+        assert httpx.get(f"{server.url}/local/asked/runs{path}", auth=auth).status_code == 401
+    found = re.findall(r"GET /local/asked/runs/(\w+): 401", (server.data / "server.log").read_text())
+    assert found == ["wrong", "signed"]
+
+
 def test_the_page_opens_by_its_signed_address_only(server):
     assert httpx.get(server.page[:-1] + ("0" if server.page[-1] != "0" else "1")).status_code == 401
     with httpx.Client() as browser:
