@@ -466,11 +466,23 @@ def log_adapter(run, facts: dict, folder: str) -> None:
         patiently(lambda: run.log_artifact(artifact, aliases=["final_model"]))  # it asks the server at once
 
 
-def leave(trainer: Trainer, watch: Watch, answers: list[dict] | None) -> None:
+def sampled(answer: Callable[[], T]) -> T | str:
+    """The samples of what was trained, or why there are none: a run that has come to its end is not lost for them."""
+    try:
+        return answer()
+    except Exception as error:  # of the base's generation_config.json, its chat template, or memory
+        why = f"{type(error).__name__}: {first_line(error)}"
+        print(f"no sample answers: {why}", flush=True)
+        return why
+
+
+def leave(trainer: Trainer, watch: Watch, answers: list[dict] | str | None) -> None:
     """What stays of a run that has trained to its end: files, adapter, summary. One that diverged has no answers."""
     run, training = watch.run, trainer.args
     save_with_run(run, "eval_nll.json", trainer.example_losses)
-    if answers is not None:
+    if isinstance(answers, str):
+        run.summary["no_answers"] = answers
+    elif answers is not None:
         save_with_run(run, "generations.json", answers)
     log_adapter(run, adapter.save(trainer, run, watch.diverged_at_step), training.output_dir)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -507,7 +519,7 @@ def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict
         except torch.OutOfMemoryError as error:
             run.summary["out_of_memory"] = message = f"{release(error)}; {fitting(trainer)}"
             raise OutOfMemory(message) from None
-        leave(trainer, watch, trainer.generate_answers() if watch.diverged_at_step is None else None)
+        leave(trainer, watch, sampled(trainer.generate_answers) if watch.diverged_at_step is None else None)
     keeper.remove()
 
 

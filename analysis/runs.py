@@ -276,6 +276,8 @@ def read_run(record: dict) -> Run:
     )
     if summary.get("out_of_memory"):
         notes.append(f"{OUT_OF_MEMORY}: {summary['out_of_memory']}")
+    if summary.get("no_answers"):
+        notes.append(f"no sample answers: {summary['no_answers']}")
     planned = number(config.get("max_steps"))
     run.planned_steps = int(planned) if planned is not None and 1 <= planned < EXACT else None
     if run.learning_rate is None:

@@ -320,14 +320,18 @@ class Gang:
     def finish(self) -> None:
         """The answers and weights of those that have reached the end."""
         with self.timed("answers"):
-            batch, references = self.shared.questions
-            settings = self.first.trainer.model.generation_config
-            untrained, trained = self.step.generate(batch, settings)
+            answers = train.sampled(self.answers)
             for index in self.training():
-                place, trainer = self.rows.index(index), self.members[index].trainer
-                self.step.stack.export(place, trainer.lora_layers)
-                answers = trainer.answer_rows(batch, references, untrained, trained[place])
-                self.closing[self.members[index]] = self.pool.submit(self.members[index].close, answers)
+                member, place = self.members[index], self.rows.index(index)
+                self.step.stack.export(place, member.trainer.lora_layers)
+                own = answers if isinstance(answers, str) else answers[place]
+                self.closing[member] = self.pool.submit(member.close, own)
+
+    def answers(self) -> list[list[dict]]:
+        """What train.py's `generate_answers` gives, of each row of the stack."""
+        batch, references = self.shared.questions
+        untrained, trained = self.step.generate(batch, self.first.trainer.model.generation_config)
+        return [self.first.trainer.answer_rows(batch, references, untrained, own) for own in trained]
 
     def account(self, closing: float) -> str:
         """Where the time went, in seconds; steps and evaluations by the device's clock."""

@@ -158,7 +158,7 @@ class Member:
     def ended(self) -> bool:
         return self.error is not None or self.diverged or self.stopped
 
-    def close(self, answers: list[dict] | None = None) -> None:
+    def close(self, answers: list[dict] | str | None = None) -> None:
         """Write what stays of it, as train.py does, and close its run; an error of its server or disk is its own."""
         try:
             if self.error is None:
@@ -171,7 +171,7 @@ class Member:
         except Exception as error:
             self.error = self.error or error
 
-    def leave(self, answers: list[dict] | None) -> None:
+    def leave(self, answers: list[dict] | str | None) -> None:
         """The last row, files, adapter and summary of one that has trained to its end."""
         state = self.trainer.state
         steps = state.global_step - self.start

@@ -647,6 +647,23 @@ def test_out_of_memory_is_a_row_with_what_would_fit(tmp_path, monkeypatch):
     assert fits in subprocess.check_output(inspect, text=True)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("offline")
+def test_a_run_is_not_lost_for_its_sample_answers(tmp_path, capsys):
+    shutil.copytree("starter/model", tmp_path / "model")
+    (tmp_path / "model/generation_config.json").write_text('{"num_beams": 0}')
+    flags = ["--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "adapters")]
+    flags += ["--max_steps", "1", "--warmup_steps", "0", "--dataset_test_split", "test[:8]"]
+    train.train(*parse([*STARTER, *flags]), {"learning_rate": 2e-4})
+    assert "no sample answers: ZeroDivisionError: integer division" in capsys.readouterr().out
+    assert list(tmp_path.glob("adapters/*/adapter_model.safetensors"))
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    assert "eval_nll.json" in os.listdir(run / "files") and "generations.json" not in os.listdir(run / "files")
+    train.wandb.teardown()
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    assert re.search(r"no_answers.*ZeroDivisionError: integer", subprocess.check_output(inspect, text=True))
+
+
 @pytest.mark.parametrize(
     ("training", "most", "said"),
     [(True, 2, "per_device_train_batch_size: 2 fits, with gradient_accumulation_steps: 6"),

@@ -134,6 +134,10 @@ def test_out_of_memory_is_a_state_that_says_what_would_fit():
     assert run.state == "out of memory" and f"out of memory: {why}" in run.notes
 
 
+def test_a_run_without_sample_answers_says_why():
+    assert "no sample answers: ValueError: no" in one(summary={"no_answers": "ValueError: no"}).notes
+
+
 def test_modules_of_the_examples_are_read_and_must_fit():
     record = simulate.record("good", examples=6)
     record["files"]["eval_nll.json"]["module"] = ["a", "a", "b", "b", "b", "c"]

@@ -621,6 +621,19 @@ def test_out_of_memory_tries_less_and_goes_on(server, tmp_path, api, monkeypatch
     assert "out_of_memory" not in runs[1e-3].summary and f"OutOfMemoryError: {runs[5e-3].id}: {reason}" in said.err
 
 
+@pytest.mark.parametrize("settings", [{"num_beams": 0}, {"num_beams": 2, "num_return_sequences": 2}])
+def test_a_gang_is_not_lost_for_its_sample_answers(settings, tmp_path, capsys):
+    shutil.copytree(ROOT / "starter/model", tmp_path / "model")
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(settings))
+    point = {"warmup_steps": 0, "model_name_or_path": str(tmp_path / "model")}
+    members = gang(tmp_path, *(point | {"learning_rate": rate} for rate in (1e-4, 1e-3)), steps=1)
+    assert capsys.readouterr().out.count("no sample answers: ") == 1
+    for member in members:
+        assert member.error is None
+        assert Path(member.training.output_dir, "adapter_model.safetensors").is_file()
+        assert not Path(member.run.dir, "generations.json").exists()
+
+
 @pytest.mark.parametrize(
     "kind",
     [
