@@ -53,8 +53,13 @@ POSITIVE = (
     "adam_epsilon",
 )
 
-SEEDS = ("whole number", 2**32 - 1)  # NumPy's
-RANGES = {"seed": SEEDS, "data_seed": SEEDS, "lora_dropout": ("number", 1)}  # from 0
+SEEDS = (f"whole number from 0 to {2**32 - 1}", 2**32 - 1)  # NumPy's
+RANGES = {  # from 0
+    "seed": SEEDS,
+    "data_seed": SEEDS,
+    "lora_dropout": ("number from 0 to 1", 1),
+    "weight_decay": ("number from 0 up", math.inf),  # below, the weights would grow by themselves
+}
 LARGEST_FILE, MOST_NODES = 100_000, 100_000  # bytes of a YAML file, and nodes once its aliases are written out
 
 
@@ -199,7 +204,7 @@ def check_numbers(settings: Mapping) -> None:
             raise InputError(f"{key}: {value} is not a finite number")
     for key, (kind, most) in RANGES.items():
         if not 0 <= numbers.get(key, 0) <= most:
-            raise InputError(f"{key}: {settings[key]} cannot be; give a {kind} from 0 to {most}")
+            raise InputError(f"{key}: {settings[key]} cannot be; give a {kind}")
     for key in POSITIVE:
         if numbers.get(key, 1) <= 0:
             raise InputError(f"{key}: {settings[key]} cannot be; give a number above 0")

@@ -104,6 +104,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]
         (None, ["--seed", "-1"], "seed: -1 cannot be; give a whole number from 0 to 4294967295"),
         (add(f"seed: 1{'0' * 400}"), [], "seed: 10*0 is not a finite number"),
         (add("data_seed: 4294967296"), [], "data_seed: 4294967296 cannot be; give a whole number from 0 to 4294967295"),
+        (add("weight_decay: -0.1"), [], "weight_decay: -0.1 cannot be; give a number from 0 up"),
         (None, ["--lora_dropout=1.5"], "lora_dropout: 1.5 cannot be; give a number from 0 to 1"),
         (None, ["--max_length", "0"], "max_length: 0 cannot be"),
     ],
