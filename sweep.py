@@ -85,16 +85,37 @@ def listed(spec: dict) -> list:
     return spec.get("values", [spec["value"]] if "value" in spec else [])
 
 
+def near_bounds(spec: dict) -> list[float]:
+    inside = (spec["max"] - spec["min"]) / 1000  # the bounds themselves need not be among what is drawn
+    return [spec["min"] + inside, spec["max"] - inside]
+
+
+def two_deviations(spec: dict) -> list[float]:
+    mean, deviation = spec.get("mu", 0), spec.get("sigma", 1)
+    return [mean - 2 * deviation, mean + 2 * deviation]
+
+
+LIKELY = {
+    "int_uniform": lambda spec: [spec["min"], spec["max"]],
+    "uniform": near_bounds,
+    "log_uniform_values": near_bounds,
+    "inv_log_uniform_values": near_bounds,
+    "normal": two_deviations,
+}  # of a distribution two values that it may well draw
+
+
 def tried(spec: dict) -> list:
-    """The values of a parameter; of a distribution between bounds two near them, which its bounds need not be."""
-    low, high = spec.get("min"), spec.get("max")
-    if listed(spec) or not (isinstance(low, int | float) and isinstance(high, int | float)):
-        return listed(spec)
-    whole, inside = isinstance(low, int) and isinstance(high, int), (high - low) / 1000
+    """The values of a parameter, or two that its distribution may well draw, as far as it is one of LIKELY."""
+    whole = isinstance(spec.get("min"), int) and isinstance(spec.get("max"), int)
     kind = spec.get("distribution", "int_uniform" if whole else "uniform")
-    if kind == "int_uniform":
-        return [low, high]
-    return [low + inside, high - inside] if kind in ("uniform", "log_uniform_values") else []
+    shape = str(kind).removeprefix("q_")
+    if listed(spec) or shape not in LIKELY:
+        return listed(spec)
+    try:
+        ends, q = LIKELY[shape](spec), spec.get("q", 1.0)
+        return ends if kind == shape else [round(end / q) * q for end in ends]  # as W&B: whole only if q is
+    except (ArithmeticError, LookupError, TypeError, ValueError):  # bounds that no server draws from: it says why
+        return []
 
 
 def calls(sweep: dict) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """sweep.yaml as it is read: what the project has passes, and each mistake is named before anything is made."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 RATES = "parameters: {learning_rate: {values: [1.0e-5]}}\n"
 TRAIN = "program: train.py\ncommand: [python, '${program}', --config, recipes/starter.yaml, '${args}']\n"
+
+
+def drawn(name: str, how: str) -> str:
+    return f"method: random\nrun_cap: 2\nparameters: {{{name}: {{{how}}}}}"
+
+
 NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for before, letter in pairwise("abcdefghi"))
 
 
@@ -26,6 +33,10 @@ NINE = "".join(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 9)}]\n" for be
         (TRAIN + "parameters: {learning_rate: {values: [-1.0e-5]}}", "learning_rate: -1e-05 cannot be"),
         (TRAIN + "parameters: {learning_rate: {values: [.inf]}}", "learning_rate: inf is not a finite number"),
         (TRAIN + "parameters: {learning_rate: {values: [.nan]}}", "learning_rate: nan is not a finite number"),
+        (TRAIN + drawn("learning_rate", "distribution: normal, sigma: 0.001"), "learning_rate: -0.002 cannot be"),
+        (TRAIN + drawn("learning_rate", "distribution: q_uniform, min: 0.0001, max: 0.1"), "learning_rate: 0.0 cannot"),
+        (TRAIN + drawn("lora_r", "distribution: q_log_uniform_values, min: 1, max: 64, q: 4"), "lora_r: 0 cannot be"),
+        (TRAIN + drawn("lora_r", "distribution: q_normal, mu: 8, sigma: 4, q: 2"), "lora_r: 0 cannot be"),
         (TRAIN + "parameters: {max_steps: {values: [10, 0]}}", "max_steps: 0 trains nothing"),
         (TRAIN + "parameters: {model_name_or_path: {values: [./no]}}", "model_name_or_path ./no: no such folder"),
         ("program: train.py\n" + RATES, "model_name_or_path and dataset_name are needed"),
@@ -87,3 +98,21 @@ def test_the_sweeps_of_the_project_can_be_read(tmp_path, monkeypatch):
 def test_how_many_runs_there_will_be_is_known_or_not(more, runs):
     values = {"learning_rate": {"values": [1.0e-5, 1.0e-4]}, "seed": {"values": [0, 1, 2]}}
     assert sweep.runs_of({"method": "grid", "parameters": values} | more) == runs
+
+
+@pytest.mark.parametrize(
+    ("spec", "values"),
+    [
+        ({"distribution": "normal", "mu": 0.5, "sigma": 0.125}, [0.25, 0.75]),
+        ({"distribution": "inv_log_uniform_values", "min": 1.0, "max": 1001.0}, [2.0, 1000.0]),
+        ({"distribution": "q_uniform", "min": 4, "max": 64}, [4.0, 64.0]),
+        ({"distribution": "q_uniform", "min": 4, "max": 64, "q": 4}, [4, 64]),
+        ({"distribution": "q_uniform", "min": 4, "max": 64, "q": 0}, []),
+        ({"distribution": "q_uniform", "min": math.nan, "max": 64}, []),
+        ({"distribution": "normal", "mu": "1e-5"}, []),
+        ({"distribution": "log_normal"}, []),
+        ({"distribution": "uniform", "min": 0}, []),
+    ],
+)
+def test_of_a_distribution_likely_values_are_tried(spec, values):
+    assert list(map(repr, sweep.tried(spec))) == list(map(repr, values))  # 4.0 is no rank, 4 is

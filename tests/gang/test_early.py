@@ -82,6 +82,7 @@ def name_a_token() -> None:
         (None, {}, {"learning_rate": {"min": -0.1, "max": 0.1}}, "learning_rate: -0.0998 cannot be"),
         (None, {}, {"lora_r": {"min": 0, "max": 8}}, "lora_r: 0 cannot be"),
         (None, {}, {"lora_r": {"min": 2.5, "max": 8}}, "lora-r: invalid int value: '2.5055'"),
+        (None, {}, {"lora_r": {"distribution": "q_uniform", "min": 4, "max": 8}}, "lora-r: invalid int value: '4.0'"),
         (None, {}, {"max_steps": [10, None]}, "max-steps: invalid int value: 'None'"),
         (None, {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1.0e-4}},
          {"learning_rate": [1.0e-3, 1.0e-5]}, "{.min_lr.: 0.0001}: the rate would go above learning_rate: 1e-05"),
