@@ -2,8 +2,9 @@
 
 import difflib
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -162,20 +163,39 @@ def parse(arguments: list[str]) -> tuple[DataConfig, TrainConfig, BaseConfig]:
         if settings.get(key, value) != value:
             said = settings[key].value if isinstance(settings[key], Enum) else settings[key]
             raise InputError(f"{key}: {said} is not possible here, use {str(value).lower()}: {reason}")
+    check_made(training, base)
     if training.max_steps > 0:
         check_warmup(training, training.max_steps)
-    check_made(training, base)
     return data, training, base
 
 
 def check_warmup(training: TrainConfig, steps: int) -> None:
-    """Raise InputError if so many steps are no more than the warm-up."""
-    if training.lr_scheduler_type != "constant" and steps <= training.get_warmup_steps(steps):
+    """Raise InputError if so many steps are no more than the warm-up, or if the rate decays before it is reached."""
+    warmup = training.get_warmup_steps(steps)
+    if training.lr_scheduler_type != "constant" and steps <= warmup:
         what = f"num_train_epochs: {training.num_train_epochs:g}, {steps} steps,"
         if training.max_steps > 0:
             what = f"max_steps: {steps}"
         hint = "give more steps, or warmup_steps: 0"
         raise InputError(f"{what} ends in the warm-up, before learning_rate is reached; {hint}")
+    factor = schedule(training, warmup, steps)
+    peak = max(map(factor, {max(0, warmup - 1), warmup})) if factor else 1.0
+    if not math.isclose(peak, 1):  # the run would fail for it, once it has trained
+        what = f"in {steps} steps the rate comes to {peak:.6g} of learning_rate, and not to it"
+        raise InputError(f"{schedule_name(training)}: {what}")
+
+
+def schedule(training: TrainConfig, warmup: int, steps: int) -> Callable[[int], float] | None:
+    """The share of learning_rate after so many steps; None if it depends on how the training goes."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=training.learning_rate)
+    options = training.lr_scheduler_kwargs
+    made = get_scheduler(training.lr_scheduler_type, optimizer, warmup, steps, scheduler_specific_kwargs=options)
+    return made.lr_lambdas[0] if isinstance(made, LambdaLR) else None
+
+
+def schedule_name(training: TrainConfig) -> str:
+    kind, options = SchedulerType(training.lr_scheduler_type), training.lr_scheduler_kwargs
+    return f"lr_scheduler_type: {kind.value} with lr_scheduler_kwargs: {json.dumps(options)}"
 
 
 def check_made(training: TrainConfig, base: BaseConfig) -> None:
@@ -192,11 +212,9 @@ def check_made(training: TrainConfig, base: BaseConfig) -> None:
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
         kind([torch.zeros(1)], **options)
-        schedule, options = SchedulerType(training.lr_scheduler_type), training.lr_scheduler_kwargs
-        what = f"lr_scheduler_type: {schedule.value} with lr_scheduler_kwargs: {json.dumps(options)}"
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=training.learning_rate)
-        made = get_scheduler(schedule, optimizer, 0, STEPS, scheduler_specific_kwargs=options)
-        if isinstance(made, LambdaLR) and max(map(made.lr_lambdas[0], range(STEPS + 1))) > 1 + 1e-9:
+        what = schedule_name(training)
+        factor = schedule(training, 0, STEPS)
+        if factor and max(map(factor, range(STEPS + 1))) > 1 + 1e-9:
             raise ValueError(f"the rate would go above learning_rate: {training.learning_rate}")
     except (ArithmeticError, ImportError, TypeError, ValueError) as error:
         raise InputError(f"{what}: {first_line(error)}") from error

@@ -422,6 +422,8 @@ def write(path: Path, text: str) -> str:
         ([*STARTER, "--load_in_8bit", "true"], "8 bit and 4 bit"),
         ([*STARTER, "--max_steps", "1"], "max_steps: 1 ends in the warm-up, before learning_rate is reached"),
         ([*STARTER, "--warmup_steps", "100"], "max_steps: 100 ends in the warm-up"),
+        ([*STARTER, "--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 194}'],
+         "in 100 steps the rate comes to 0.666667 of learning_rate, and not to it"),
         ([*STARTER, "--max_steps", "two"], "argument --max_steps.*invalid int value: 'two'"),
         ([*STARTER, "--logging_nan_inf_filter"], "logging_nan_inf_filter: True is not possible here, use false"),
         ([*STARTER, "--weight_decay", "nan"], "weight_decay: nan is not a finite number"),
