@@ -35,7 +35,7 @@ from analysis import folder
 from analysis.files import InputError, save
 from analysis.folder import LATEST, OUTPUTS
 from local_server import Server
-from progress import LIVE, Progress, ended, label, varied
+from progress import AGAIN, LIVE, Progress, ended, label, varied
 from sweep import (
     WANDB,
     calls,
@@ -68,8 +68,9 @@ def last_of_recipe(recipe: Path | None, server: str) -> list[str]:
 
 
 def last_attempts(runs: list[dict], sweep: dict) -> list[dict]:
-    """The runs without those whose point was offered again."""
-    return list({json.dumps([run["config"].get(name) for name in sweep["parameters"]]): run for run in runs}.values())
+    """The runs without those that were lost and whose point was offered again; a random sweep may draw one twice."""
+    points = [[run["config"].get(name) for name in sweep["parameters"]] for run in runs]
+    return [run for i, run in enumerate(runs, 1) if run["state"] not in AGAIN or points[i - 1] not in points[i:]]
 
 
 class Report:

@@ -84,6 +84,12 @@ def test_the_flows_of_the_readme(flow, tiny_sweep, server, checkout, tmp_path):
     assert len(run["files"]["generations.json"]) == 5
 
 
+def test_of_the_tries_of_a_point_the_last_one_counts_and_a_point_that_was_drawn_twice_counts_twice():
+    states = ["crashed", "finished", "finished", "failed", "preempted"]
+    runs = [{"state": state, "config": {"seed": 0}} for state in states]
+    assert experiment_module.last_attempts(runs, {"parameters": {"seed": {}}}) == runs[1:]
+
+
 def test_a_wrong_file_name_is_one_line_and_imports_nothing_slow(experiment, checkout, tmp_path):
     result = experiment("--sweep", "no.yaml")
     assert result.returncode == 2
