@@ -100,7 +100,9 @@ LIKELY = {
     "uniform": near_bounds,
     "log_uniform_values": near_bounds,
     "inv_log_uniform_values": near_bounds,
+    "log_uniform": lambda spec: list(map(math.exp, near_bounds(spec))),
     "normal": two_deviations,
+    "log_normal": lambda spec: list(map(math.exp, two_deviations(spec))),
 }  # of a distribution two values that it may well draw
 
 

@@ -110,7 +110,10 @@ def test_how_many_runs_there_will_be_is_known_or_not(more, runs):
         ({"distribution": "q_uniform", "min": 4, "max": 64, "q": 0}, []),
         ({"distribution": "q_uniform", "min": math.nan, "max": 64}, []),
         ({"distribution": "normal", "mu": "1e-5"}, []),
-        ({"distribution": "log_normal"}, []),
+        ({"distribution": "log_normal", "sigma": 0}, [1.0, 1.0]),
+        ({"distribution": "q_log_uniform", "min": 0, "max": 1}, [1.0, 3.0]),
+        ({"distribution": "log_uniform", "min": 0, "max": 1000}, []),
+        ({"distribution": "beta"}, []),
         ({"distribution": "uniform", "min": 0}, []),
     ],
 )
