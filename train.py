@@ -58,7 +58,7 @@ from data import DataConfig, answered, fingerprint, highest_token, lengths, load
 from inputs import InputError, first_line
 from memory import OutOfMemory, fitting, release
 from model import check_model, check_template, dequantised, load_model, model_arguments, template_options
-from settings import BaseConfig, Parser, TrainConfig, parse, swept_values
+from settings import BaseConfig, Parser, TrainConfig, check_warmup, parse, swept_values
 
 # Without Triton (on a CPU) TRL's language-model head scores the prompt's tokens too and then masks them. Scoring the
 # answer's tokens alone gives the same numbers in half the time.
@@ -502,6 +502,7 @@ def train(data: DataConfig, training: TrainConfig, base: BaseConfig, swept: dict
     resumed = find(training, settings, run_id, os.environ.get("WANDB_SWEEP_ID"))
     splits = read_data(data, training, base)
     trainer = Trainer(base, training, *splits)
+    check_warmup(training, trainer.set_initial_training_values(training, trainer.get_train_dataloader())[6])
     described = describe_data(trainer, *splits)
     first_lines = what_was_read(data, splits, trainer, described["rows_in_both_splits"])
     own = resumed is not None and resumed.about["run"] == run_id

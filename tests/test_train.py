@@ -523,21 +523,19 @@ def test_of_several_gpus_one_is_to_be_chosen(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_no_run_is_opened_for_what_trl_refuses(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(["--dataset_name", "{rows}", "--assistant_only_loss", "false"], "The dataset appears to be vision-related"),
+     (["--max_steps", "-1", "--num_train_epochs", "0.01", "--warmup_steps", "2"],
+      "num_train_epochs: 0.01, 2 steps, ends in the warm-up")],
+)  # fmt: skip
+def test_no_run_is_opened_for_what_is_known_only_with_the_data(more, said, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "start_run", lambda *_: pytest.fail("a run was opened"))
     rows, output = tmp_path / "rows.jsonl", tmp_path / "output"
     rows.write_text('{"text": "a", "image": "b"}\n')
-    flags = [
-        "--dataset_name",
-        str(rows),
-        "--assistant_only_loss",
-        "false",
-        "--dataset_test_split",
-        "train",
-        "--output_dir",
-        str(output),
-    ]
-    with pytest.raises(InputError, match="The dataset appears to be vision-related"):
+    split = "train" if "{rows}" in more else "test[:8]"
+    flags = [word.format(rows=rows) for word in more] + ["--dataset_test_split", split, "--output_dir", str(output)]
+    with pytest.raises(InputError, match=said):
         train.train(*parse([*STARTER, *flags]), {})
     assert not any(output.iterdir())
 
