@@ -223,8 +223,8 @@ def mark_best(handles: list, best: str) -> None:
     """
     if any(run.state in LIVE for run in handles):
         return
-    api = wandb.Api(timeout=30)
     try:
+        api = wandb.Api(timeout=30)  # which asks the server at once
         for run in handles:
             name = f"{run.entity}/{run.project}/model-{run.id}"
             alias = "latest" if run.id == best else BEST

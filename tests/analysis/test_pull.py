@@ -102,6 +102,17 @@ print(json.dumps(found))
 """
 
 
+def test_a_server_that_is_too_busy_costs_the_alias_alone(monkeypatch, capsys):
+    def busy(timeout):
+        raise wandb.errors.AuthenticationError("the service process is busy")
+
+    monkeypatch.setattr(pull.wandb, "Api", busy)
+    pull.mark_best([SimpleNamespace(state="finished")], "own")
+    assert (
+        capsys.readouterr().out == "the alias 'best' stays off the best adapter in W&B: the service process is busy\n"
+    )
+
+
 def test_the_best_adapter_alone_has_the_alias_best(server, sweep, tmp_path):
     def aliases(*add: float) -> dict[str, list]:
         done = server.run(sys.executable, "-c", ALIASES, sweep, *map(str, add), env=ENVIRONMENT)
