@@ -6,10 +6,12 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from string import ascii_uppercase
 
+import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.text import Text
+from PIL import Image
 
 from analysis import figures
 from analysis.runs import read_run
@@ -119,6 +121,20 @@ def test_a_seventh_panel_is_one_entry(monkeypatch):
     plt.close(figure)
     letters = list(ascii_uppercase[: len(figures.PANELS)])
     assert [title[0] for title in titles if title] == letters and f"{letters[-1]}  Tokens" in titles
+
+
+@pytest.mark.parametrize("case", ["9 rates x 2 seeds", "2 rates"])
+def test_no_colour_is_lost_in_the_file(case, tmp_path):
+    shown = study(*CASES[case], planned=100, examples=20)
+    for name in figures.draw(shown, tmp_path):
+        with plt.rc_context(figures.STYLE):
+            figure = figures.FIGURES[name](shown)
+            figure.set_dpi(figures.DPI)
+            figure.canvas.draw()
+            drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+            plt.close(figure)
+        kept = np.asarray(Image.open(tmp_path / name).convert("RGB"), int)
+        assert np.abs(drawn - kept).max() <= 20, name  # of 255
 
 
 def test_a_figure_without_anything_to_compare_is_not_left_behind(tmp_path):
