@@ -464,12 +464,13 @@ def why(r: dict) -> list[str]:
         )
     config: dict = next((x["config"] for x in r["runs"] if x["compared"]), {})
     shares = [(x["clipped"], x["learning_rate"]) for x in r["rates"] if x["clipped"] is not None]
-    if any(share for share, _ in shares):
+    limit = number(config.get("max_grad_norm"))
+    if limit and any(share for share, _ in shares):
         few, many = min(shares), max(shares)
         least, most = percent(few[0]), percent(many[0])
         where = most if least == most else f"{least} ({rate_label(few[1])}) to {most} ({rate_label(many[1])})"
         found.append(
-            f"Clipping at {config['max_grad_norm']:g} shortened the gradient of {where} of the steps. Adam divides by "
+            f"Clipping at {limit:g} shortened the gradient of {where} of the steps. Adam divides by "
             "the gradient's own size, so that does not bound a step: it evens out how much each batch counts."
         )
     trained, total = number(config.get("trainable_parameters")), number(config.get("all_parameters"))

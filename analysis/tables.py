@@ -239,7 +239,7 @@ GUIDES: Columns = (
 HYPOTHESES: Columns = (
     ("", lambda x, r: x["name"]),
     ("Hypothesis, fixed before the runs", lambda x, r: x["claim"]),
-    ("Verdict", lambda x, r: " ".join([f"**{x['verdict']}**", *filter(None, [x.get("scope")])])),
+    ("Verdict", lambda x, r: " ".join(filter(None, (f"**{x['verdict']}**", x.get("scope"))))),
     ("Evidence", lambda x, r: x["evidence"]),
     ("Seeds", lambda x, r: str(x["n"])),
 )

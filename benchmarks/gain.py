@@ -16,19 +16,14 @@ import torch
 from benchmarks.grid import H200, MODELS, make_recipe, matmul_parameters
 from benchmarks.kernels import seconds
 from benchmarks.step import BATCHES, Work
-from gang.step import Step, together
+from gang.step import Step
 
 
 def measure(work: Work, members: int) -> tuple[float, float]:
     """Seconds of a configuration's step, with train.py and in a gang of so many; the least of three rounds."""
     alone = seconds(work.train) / BATCHES
-    on_gpu = work.model.device.type == "cuda"
-    rows = work.training.per_device_train_batch_size if on_gpu else None
     step = Step(work.model, [work.trainer.lora_layers] * members, work.training)
-    host = [{key: value.cpu() for key, value in batch.items()} for batch in work.batches]
-    pairs = zip(host, work.items, strict=True)
-    batches = [together([batch] * members, [count] * members, 0, rows) for batch, count in pairs]
-    batches = [batch.pinned() for batch in batches] if on_gpu else batches
+    batches = work.merged(members, packed=False)
     rates = torch.full((members,), 1e-6)
 
     def train() -> None:

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gang import make_model
 from benchmarks.grid import ROOT
 from benchmarks.step import Work
-from gang.step import SCORED, Step, rows_to_score, together
+from gang.step import SCORED, Step, rows_to_score
 from train import update_squares
 
 
@@ -53,26 +53,20 @@ def main() -> None:
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         work = Work(["--config", str(folder / "recipe.yaml")], name)
         on_gpu = work.model.device.type == "cuda"
-        rows = work.training.per_device_train_batch_size if on_gpu else None
         rates = torch.full((n,), 1e-6)
         step = Step(work.model, [work.trainer.lora_layers] * n, work.training)
-        cpu = [{key: value.cpu() for key, value in batch.items()} for batch in work.batches]
-        pairs = list(zip(cpu, work.items, strict=True))
-
-        def collate(packed: bool) -> list:
-            merged = [together([batch] * n, [count] * n, 0, rows, packed) for batch, count in pairs]
-            return [batch.pinned() for batch in merged] if on_gpu else merged
 
         def train(batches: list) -> None:
             for batch in batches:
                 step.train(batch, rates, True)
 
         for packed in (False, True):
-            batches = collate(packed)
+            batches = work.merged(n, packed)
             train(batches)  # captures
             words = f"a step of {n} members, rows {'packed' if packed else 'padded'}: {batches[0].ids.numel()} tokens"
             print(f"{words}, {seconds(lambda b=batches: train(b)) / len(batches):.4f} s; ", end="")
-            print(f"to collate it on the host {seconds(lambda p=packed: collate(p)) / len(batches):.4f} s", flush=True)
+            collating = seconds(lambda p=packed: work.merged(n, p)) / len(batches)
+            print(f"to collate it on the host {collating:.4f} s", flush=True)
         for times, packed in ((4, False), (16, False), (4, True), (16, True)):
             tests = rows_to_score(work.examples, work.trainer.data_collator, times * SCORED // n, step.device, packed)
             took, tokens = seconds(lambda t=tests: step.score(t)), sum(n * rows.batch.ids.numel() for rows in tests)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import train
 from data import load_splits
 from gang import lora
-from gang.step import SCORED, Step, rows_to_score, together, twin
+from gang.step import SCORED, Batch, Step, rows_to_score, together, twin
 from model import load_model
 from settings import parse
 
@@ -35,6 +35,7 @@ class Work:
         trainer.current_gradient_accumulation_steps = 1
         iterator = iter(trainer.get_train_dataloader())
         self.batches = [next(iterator) for _ in range(BATCHES)]
+        self.on_host = [{key: value.cpu() for key, value in batch.items()} for batch in self.batches]
         self.items = [float((batch["labels"][:, 1:] != -100).sum()) for batch in self.batches]
         rows = trainer.eval_dataset.select_columns(["input_ids", "labels"])
         self.examples = list(rows.select(range(0, len(rows), 4)))
@@ -60,12 +61,19 @@ class Work:
             self.trainer.prediction_step(self.trainer.model, dict(batch), False)
         return (middle - start) / BATCHES, time.process_time() - middle
 
+    def merged(self, n: int, packed: bool) -> list[Batch]:
+        """The batches of n members; for a GPU as a gang has them, of few shapes and in memory that it can copy from."""
+        on_gpu = self.model.device.type == "cuda"
+        rows = self.training.per_device_train_batch_size if on_gpu else None
+        pairs = zip(self.on_host, self.items, strict=True)
+        batches = [together([batch] * n, [count] * n, 0, rows, packed) for batch, count in pairs]
+        return [batch.pinned() for batch in batches] if on_gpu else batches
+
     def gang(self, n: int, packed: bool = True, **options) -> tuple[float, float]:
         """The same of a gang of n, for each of them."""
         step = Step(self.model, [self.trainer.lora_layers] * n, self.training, **options)
         tests = rows_to_score(self.examples, self.trainer.data_collator, SCORED // n, step.device, packed)
-        pairs = zip(self.batches, self.items, strict=True)
-        batches = [together([batch] * n, [count] * n, 0, None, packed) for batch, count in pairs]
+        batches = self.merged(n, packed)
         rates = torch.full((n,), 1e-6)
         step.train(batches[0], rates, True)
         start = time.process_time()
